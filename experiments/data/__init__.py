@@ -1,0 +1,16 @@
+"""Data sets and batches; `load(name)` reads a set, `epoch_batches` shuffles one."""
+
+from experiments.data.batches import epoch_batches, first, pixels
+from experiments.data.sets import NAMES, Dataset, Split, available, folder, load
+
+__all__ = [
+    "NAMES",
+    "Dataset",
+    "Split",
+    "available",
+    "epoch_batches",
+    "first",
+    "folder",
+    "load",
+    "pixels",
+]

@@ -1,0 +1,139 @@
+"""Measurements: the circumstances, bytes kept for the backward pass, scratch bytes, seconds."""
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["compiled", "environment", "interleaved", "ratio", "saved_bytes", "temp_bytes"]
+
+_ROOT = Path(__file__).parents[1]
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to judge a figure: versions, processor, load (1, 5, 15 minutes), commit.
+
+    `commit` ends in ``-dirty`` where tracked files differ from it; None outside a repository.
+    """
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
+        "backend": jax.default_backend(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "load_average": [round(load, 2) for load in os.getloadavg()]
+        if hasattr(os, "getloadavg")
+        else None,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "commit": _commit(),
+    }
+
+
+def _cpu() -> str:
+    """The processor's name as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of the repository that holds this file, None where there is none."""
+    command = [
+        "git",
+        "-C",
+        str(_ROOT),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+        "--exclude=*",
+    ]
+    if not (
+        _ROOT / ".git"
+    ).exists():  # an unpacked archive may lie inside somebody else's repository
+        return None
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git here, or no commit yet
+        return None
+
+
+def saved_bytes(loss: Callable[..., jax.Array], params: Any, *args: Any) -> int:
+    """Bytes that differentiating `loss` keeps from the forward pass for the backward pass.
+
+    These are the arrays among the leaves of ``jax.vjp(loss, params)[1]``, each buffer counted once,
+    without the buffers of `params` and `args`, which are alive anyway. Buffers are told apart by
+    their address: the pass runs eagerly, so a residual that *is* a parameter or an input shares its
+    buffer, while a copy of one (a transpose, a cast) is an array of its own and counts.
+
+    This is what the program asks to keep; what a compiler makes of it is `temp_bytes`.
+
+    Args:
+      loss: ``loss(params, *args) -> float32 []``.
+      params: pytree of arrays to differentiate by.
+      *args: further arguments of the loss, pytrees of arrays.
+    """
+    params, args = jax.tree.map(jnp.asarray, (params, args))
+    _, backward = jax.vjp(lambda params: loss(params, *args), params)
+    alive = _buffers((params, args))
+    kept = _buffers(backward)
+    return sum(size for address, size in kept.items() if address not in alive)
+
+
+def _buffers(tree: Any) -> dict[int, int]:
+    """Bytes of the distinct buffers among the leaves of a pytree, by address."""
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array) and leaf.size]
+    return {array.unsafe_buffer_pointer(): array.nbytes for array in arrays}
+
+
+def compiled(fn: Callable[..., Any], *args: Any) -> tuple[jax.stages.Compiled, float]:
+    """A function compiled for these arguments, and the seconds that tracing and compiling took."""
+    start = time.perf_counter()
+    program = jax.jit(fn).lower(*args).compile()
+    return program, time.perf_counter() - start
+
+
+def temp_bytes(program: jax.stages.Compiled) -> int:
+    """Bytes of scratch memory that a compiled program needs, as the compiler tells it."""
+    analysis = program.memory_analysis()
+    if analysis is None:
+        raise ValueError(
+            f"backend {jax.default_backend()!r} tells no memory: measure on a CPU or GPU"
+        )
+    return analysis.temp_size_in_bytes
+
+
+def interleaved(fns: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds per call of several functions, called in turn `rounds` times in one process.
+
+    Round robin exposes every function to the same weather: load, frequency, temperature. Each is
+    called once unmeasured first (compilation, caches), and every call is waited for.
+
+    Raises:
+      ValueError: if there are no rounds.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds} measures nothing: choose at least 1")
+    for fn in fns.values():
+        jax.block_until_ready(fn())
+    seconds: dict[str, list[float]] = {name: [] for name in fns}
+    for _ in range(rounds):
+        for name, fn in fns.items():
+            start = time.perf_counter()
+            jax.block_until_ready(fn())
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """Median over the rounds of `interleaved` of one function's seconds over another's."""
+    return median(a / b for a, b in zip(slow, fast, strict=True))

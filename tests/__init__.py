@@ -1,0 +1,1 @@
+"""The tests of tinyjax, laid out as the library is."""

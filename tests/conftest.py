@@ -1,0 +1,29 @@
+"""Settings every test runs under: strict dtype promotion, two CPU devices, fixed seeds."""
+
+from collections.abc import Iterator
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+
+# int8 silently meeting float32 is an error here, and tests of sharding have two devices to use.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_num_cpu_devices", 2)
+
+# The first example of a property compiles, so no deadline; the same examples on every run.
+hypothesis.settings.register_profile("tinyjax", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.load_profile("tinyjax")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A NumPy generator with the same seed in every test."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def standard_promotion() -> Iterator[None]:
+    """For optimizers that mix dtypes themselves, such as optax.adam."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

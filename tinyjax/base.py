@@ -1,0 +1,194 @@
+"""The types everything else speaks: sites, ops, epilogues, transforms and their variables.
+
+A *site* is a place in the forward function where an activation meets a weight. A *transform* is a
+pair of pure functions that computes sites differently. The work after the op that only the op
+feeds (bias, norm, activation, pooling) travels with it as an *epilogue*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from jax import lax
+
+__all__ = ["Epilogue", "Op", "Site", "Sited", "TrainStep", "Transform", "Vars", "every", "unchanged"]
+
+Array = jax.Array
+Vars = Any  # a pytree: the variables a transform keeps for one site; () if none
+
+
+class Site(NamedTuple):
+    """Where an activation meets a weight; static and hashable.
+
+    Attributes:
+      path: key path of the weight in the model's parameters, ``"params/Conv_0/kernel"``; a weight
+        that is used again gets ``"...#2"``.
+      kind: ``"conv"`` (``lax.conv_general_dilated``) or ``"dot"`` (``lax.dot_general``).
+      x: shape and dtype of the activation.
+      w: shape and dtype of the weight, as it meets the activation.
+      out: shape and dtype of the op's output.
+      params: the op's own parameters (strides, dimension numbers, ...) as sorted pairs.
+
+    Example:
+      >>> import jax.numpy as jnp, tinyjax
+      >>> apply = lambda params, x: x @ params["w"]
+      >>> site, = tinyjax.sites(apply, {"w": jnp.ones((3, 5))}, jnp.ones((2, 3)))
+      >>> site.path, site.kind, site.out.shape, site.macs
+      ('w', 'dot', (2, 5), 30)
+    """
+
+    path: str
+    kind: str
+    x: jax.ShapeDtypeStruct
+    w: jax.ShapeDtypeStruct
+    out: jax.ShapeDtypeStruct
+    params: tuple[tuple[str, Any], ...]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the forward op."""
+        params = dict(self.params)
+        if self.kind == "conv":
+            features = self.w.shape[params["dimension_numbers"].rhs_spec[0]]
+            return self.out.size * (self.w.size // max(features, 1))
+        (contracted, _), _ = params["dimension_numbers"]
+        depth = 1
+        for axis in contracted:
+            depth *= self.x.shape[axis]
+        return self.out.size * depth
+
+
+class Epilogue(NamedTuple):
+    """The work after an op that only the op feeds, as a function; nothing is closed over.
+
+    Attributes:
+      fn: ``fn(z, *captured) -> exits``: from the op's output ``z`` to the tuple of every value
+        that is read outside, running averages included.
+      captured: the other values ``fn`` reads (bias, scale, batch statistics, constants).
+      prims: names of its primitives in order, for audits and cheap predicates.
+
+    Example:
+      >>> import jax.numpy as jnp, tinyjax
+      >>> relu = tinyjax.Epilogue(lambda z, b: (jnp.maximum(z + b, 0),), (1.0,), ("add", "max"))
+      >>> relu.fn(jnp.array([-3.0, 2.0]), *relu.captured)[0].tolist()
+      [0.0, 3.0]
+    """
+
+    fn: Callable[..., tuple[Array, ...]]
+    captured: tuple[Array, ...]
+    prims: tuple[str, ...]
+
+
+_LAX = {"conv": lax.conv_general_dilated, "dot": lax.dot_general}
+
+
+class Op(NamedTuple):
+    """The op of a site as a function of activation and weight, in that order.
+
+    ``op(x, w)`` is the op's output ``z``; keywords override the op's own parameters, as in
+    ``op(x_q, w_q, preferred_element_type=jnp.int32)``. Given an epilogue, the result is the tuple
+    of its exits instead.
+
+    Example:
+      >>> import jax.numpy as jnp, tinyjax
+      >>> params, x = {"w": jnp.ones((3, 5))}, jnp.ones((2, 3))
+      >>> site, = tinyjax.sites(lambda p, x: x @ p["w"], params, x)
+      >>> tinyjax.Op(site)(x, params["w"]).shape
+      (2, 5)
+    """
+
+    site: Site
+
+    def __call__(
+        self, x: Array, w: Array, epilogue: Epilogue | None = None, **overrides: Any
+    ) -> Any:
+        z = _LAX[self.site.kind](x, w, **{**dict(self.site.params), **overrides})
+        return z if epilogue is None else epilogue.fn(z, *epilogue.captured)
+
+
+def every(sites: Sequence[Site]) -> frozenset[str]:
+    """The default of ``Transform.select``: the paths of all sites."""
+    return frozenset(site.path for site in sites)
+
+
+class Transform(NamedTuple):
+    """Computes sites differently: a pair of pure functions, and which sites it is for.
+
+    Attributes:
+      init: ``init(site) -> vars``: the variables of one site; ``()`` if there are none.
+      call: ``call(op, site, vars, key, x, w, epilogue, **overrides) -> (y, vars)``. ``y`` is the
+        op's output ``op(x, w, **overrides)`` computed this transform's way; or, from a transform
+        that takes the epilogue over (or hands it on: ``op(x, w, epilogue, **overrides)``), the
+        tuple of the epilogue's exits. ``key`` is a PRNG key of this site and step, or ``None``.
+      select: ``select(sites) -> paths``: the sites this transform changes, from all there are;
+        it raises ``ValueError`` if a pattern matches nothing.
+
+    A transform is itself callable: ``transform(step)`` lifts it onto a train step
+    (:func:`tinyjax.over_step`).
+
+    Example:
+      >>> import jax.numpy as jnp, tinyjax
+      >>> def call(op, site, vars, key, x, w, epilogue, **overrides):
+      ...   return 2 * op(x, w, **overrides), vars
+      >>> double = tinyjax.Transform(lambda site: (), call)
+      >>> doubled = tinyjax.rewrite(double, lambda params, x: x @ params["w"])
+      >>> out, _ = doubled.apply({}, {"w": jnp.ones((3, 1))}, jnp.ones((1, 3)))
+      >>> float(out[0, 0])
+      6.0
+
+    References:
+      The pair of functions follows ``optax.GradientTransformation``.
+    """
+
+    init: Callable[[Site], Vars]
+    call: Callable[..., tuple[Any, Vars]]
+    select: Callable[[Sequence[Site]], frozenset[str]] = every
+
+    def __call__(self, step: TrainStep) -> TrainStep:
+        from tinyjax.step import over_step
+
+        return over_step(self, step)
+
+
+class TrainStep(Protocol):
+    """What users already have: ``step(state, *batch) -> state`` or ``-> (state, ...)``.
+
+    ``state`` offers ``apply_fn``, ``params``, ``step``, ``tx``, ``opt_state`` and ``replace``, as
+    ``flax.training.train_state.TrainState`` does.
+
+    Example:
+      >>> def step(state, images, labels):  # doctest: +SKIP
+      ...   grads = jax.grad(lambda p: loss(state.apply_fn({"params": p}, images), labels))
+      ...   return state.apply_gradients(grads=grads(state.params))
+    """
+
+    def __call__(self, state: Any, *batch: Any) -> Any: ...
+
+
+class Sited(NamedTuple):
+    """Model parameters with the transforms' variables beside them, so that one optimizer, one
+    checkpoint and one gradient hold both.
+
+    Attributes:
+      model: the model's own parameters, untouched.
+      sites: variables by site path.
+      tick: float32 step counter, set before each step; random keys are folded from it. A float,
+        because everything under ``jax.grad`` must be; exact up to 2**24 steps.
+
+    Example:
+      >>> import jax.numpy as jnp, tinyjax
+      >>> tinyjax.Sited({"w": jnp.ones(3)}, {}, jnp.float32(0)).model["w"].shape
+      (3,)
+    """
+
+    model: Any
+    sites: dict[str, Vars]
+    tick: Array
+
+
+def unchanged(new: Vars, old: Vars) -> bool:
+    """Whether variables are the very ones that were given, not merely equal ones."""
+    news, olds = jax.tree.leaves(new), jax.tree.leaves(old)
+    return len(news) == len(olds) and all(a is b for a, b in zip(news, olds, strict=True))

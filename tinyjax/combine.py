@@ -1,0 +1,166 @@
+"""Transforms of transforms: in a row, at some sites, or nothing at all."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from tinyjax.base import Array, Op, Site, Transform, Vars, unchanged
+
+__all__ = ["at", "chain", "identity", "where"]
+
+
+def identity() -> Transform:
+    """Leaves every site as it is; what remains is the rewrite with its exact rules.
+
+    Example:
+      >>> import jax.numpy as jnp, tinyjax
+      >>> same = tinyjax.rewrite(tinyjax.identity(), lambda p, x: x @ p["w"])
+      >>> same.apply({}, {"w": jnp.eye(2)}, jnp.ones((1, 2)))[0].tolist()
+      [[1.0, 1.0]]
+    """
+
+    def call(
+        op: Op, site: Site, vars: Vars, key: Any, x: Array, w: Array, epilogue: Any, **overrides: Any
+    ) -> tuple[Any, Vars]:
+        del site, key
+        return op(x, w, epilogue, **overrides), vars
+
+    return Transform(lambda site: (), call)
+
+
+def chain(*txs: Transform) -> Transform:
+    """Nests transforms: the first is outermost and sees the activation first.
+
+    Variables are the tuple of the members' variables. Only the first may change its variables,
+    since an inner op may run inside another transform's derivative, where state cannot leave.
+
+    Args:
+      *txs: transforms; one that computes the op itself, such as ``int8_qat``, goes last.
+
+    Returns:
+      The composed transform, which reaches every site that a member selects.
+
+    Raises:
+      ValueError: if there are no transforms, or if one but the first returns changed variables.
+
+    Example:
+      >>> import jax.numpy as jnp, tinyjax
+      >>> tx = tinyjax.chain(tinyjax.identity(), tinyjax.at("a", tinyjax.identity()))
+      >>> out, _ = tinyjax.rewrite(tx, lambda p, x: x @ p["a"]).apply({}, {"a": 2 * jnp.eye(2)}, jnp.ones((1, 2)))
+      >>> out.tolist()
+      [[2.0, 2.0]]
+    """
+    if not txs:
+        raise ValueError("chain() was given no transforms: give it at least one, or use identity()")
+
+    def init(site: Site) -> Vars:
+        return tuple(tx.init(site) for tx in txs)
+
+    def call(
+        op: Op, site: Site, vars: Vars, key: Any, x: Array, w: Array, epilogue: Any, **overrides: Any
+    ) -> tuple[Any, Vars]:
+        def member(i: int) -> Callable[..., tuple[Any, Vars]]:
+            subkey = None if key is None else jax.random.fold_in(key, i)
+            inner = functools.partial(stateless, i + 1) if i + 1 < len(txs) else op
+            return functools.partial(txs[i].call, inner, site, vars[i], subkey)
+
+        def stateless(i: int, x: Array, w: Array, epilogue: Any = None, **overrides: Any) -> Any:
+            y, new = member(i)(x, w, epilogue, **overrides)
+            if not unchanged(new, vars[i]):
+                raise ValueError(
+                    f"member {i} of chain() changed its variables at {site.path!r}, which only "
+                    "the first member may do: put it first"
+                )
+            return y
+
+        y, first = member(0)(x, w, epilogue, **overrides)
+        return y, (first, *vars[1:])
+
+    def select(sites: Sequence[Site]) -> frozenset[str]:
+        return frozenset().union(*(tx.select(sites) for tx in txs))
+
+    return Transform(init, call, select)
+
+
+def where(pred: Callable[[Site], bool], tx: Transform) -> Transform:
+    """Applies a transform at the sites for which ``pred(site)`` holds.
+
+    Args:
+      pred: a static predicate of a :class:`tinyjax.Site` (its path, kind, shapes, parameters).
+      tx: the transform.
+
+    Returns:
+      The restricted transform.
+
+    Raises:
+      ValueError: on use, if ``pred`` holds for no site.
+
+    Example:
+      >>> import jax.numpy as jnp, tinyjax
+      >>> wide = tinyjax.where(lambda site: site.w.shape[-1] > 16, tinyjax.identity())
+      >>> tinyjax.rewrite(wide, lambda p, x: x @ p["w"]).apply({}, {"w": jnp.ones((2, 4))}, jnp.ones((1, 2)))
+      Traceback (most recent call last):
+      ...
+      ValueError: where(<lambda>) matched none of the sites ['w']: name at least one of them
+    """
+    return _where(pred, tx, f"where({getattr(pred, '__name__', pred)})")
+
+
+def at(pattern: str, tx: Transform) -> Transform:
+    """Applies a transform at the sites whose path holds ``pattern``.
+
+    Args:
+      pattern: names as they stand in the path, joined by ``/``, with shell wildcards:
+        ``"Conv_0"`` matches ``params/Conv_0/kernel`` but not ``params/Conv_01/kernel``;
+        ``"block_*/Dense_1"`` matches two names in a row.
+      tx: the transform.
+
+    Returns:
+      The restricted transform.
+
+    Raises:
+      ValueError: on use, if the pattern matches no site.
+
+    Example:
+      >>> import jax.numpy as jnp, tinyjax
+      >>> apply = lambda p, x: x @ p["a"] @ p["b"]
+      >>> params = {"a": jnp.eye(2), "b": jnp.eye(2)}
+      >>> list(tinyjax.rewrite(tinyjax.at("b", tinyjax.identity()), apply).init(params, jnp.ones((1, 2))))
+      ['b']
+    """
+    wanted = pattern.split("/")
+
+    def pred(site: Site) -> bool:
+        names = site.path.split("#")[0].split("/")
+        runs = (names[i : i + len(wanted)] for i in range(len(names) - len(wanted) + 1))
+        return any(all(map(fnmatch.fnmatchcase, run, wanted)) for run in runs)
+
+    return _where(pred, tx, f"at({pattern!r})")
+
+
+def _where(pred: Callable[[Site], bool], tx: Transform, name: str) -> Transform:
+    def init(site: Site) -> Vars:
+        return tx.init(site) if pred(site) else ()
+
+    def call(
+        op: Op, site: Site, vars: Vars, key: Any, x: Array, w: Array, epilogue: Any, **overrides: Any
+    ) -> tuple[Any, Vars]:
+        if not pred(site):
+            return op(x, w, epilogue, **overrides), vars
+        return tx.call(op, site, vars, key, x, w, epilogue, **overrides)
+
+    def select(sites: Sequence[Site]) -> frozenset[str]:
+        matching = [site for site in sites if pred(site)]
+        if not matching:
+            raise ValueError(
+                f"{name} matched none of the sites {[site.path for site in sites]}: "
+                "name at least one of them"
+            )
+        return tx.select(matching)
+
+    return Transform(init, call, select)

@@ -1,0 +1,107 @@
+"""Everything tinyjax needs to know about jaxprs, and the only importer of ``jax.extend``.
+
+``jax.extend`` promises nothing between releases, so its use is confined to this page: primitives
+are recognised by name, and every other module handles equations through these few functions. The
+test suite runs on jax 0.10.2 and on the newest release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import Literal, jaxprs_in_params
+
+__all__ = [
+    "CALLS",
+    "CONV",
+    "DOT",
+    "KINDS",
+    "LAYOUT",
+    "LOOPS",
+    "REMAT",
+    "Eqn",
+    "Jaxpr",
+    "bind",
+    "bodies",
+    "body",
+    "checkpointed",
+    "equations",
+    "inner_jaxprs",
+    "is_literal",
+    "read",
+    "trace",
+]
+
+Jaxpr = Any
+Eqn = Any
+
+CONV = "conv_general_dilated"
+DOT = "dot_general"
+KINDS = {CONV: "conv", DOT: "dot"}
+CALLS = frozenset({"jit", "pjit", "closed_call", "core_call"})  # entered: they only group equations
+REMAT = frozenset({"remat2", "checkpoint", "remat"})  # kept: they carry the user's memory policy
+LOOPS = frozenset({"scan", "while", "cond"})  # one body, many or conditional executions
+# Primitives through which an array stays "the same weight, laid out differently".
+LAYOUT = frozenset(
+    {"convert_element_type", "reshape", "transpose", "broadcast_in_dim", "squeeze", "copy", "copy_p"}
+)
+
+
+def trace(fun: Callable[..., Any], *args: Any) -> tuple[Jaxpr, Sequence[Any]]:
+    """Returns the jaxpr of ``fun(*args)`` and the values of its constants."""
+    closed = jax.make_jaxpr(fun)(*args)
+    return closed.jaxpr, closed.consts
+
+
+def inner_jaxprs(eqn: Eqn) -> list[Jaxpr]:
+    """The jaxprs among an equation's parameters: loop bodies, branches, called functions."""
+    return list(jaxprs_in_params(eqn.params))
+
+
+def bodies(eqn: Eqn) -> list[tuple[Jaxpr, Sequence[Any]]]:
+    """The inner jaxprs of an equation, opened, each with the values of its constants."""
+    return [(getattr(j, "jaxpr", j), getattr(j, "consts", ())) for j in inner_jaxprs(eqn)]
+
+
+def body(eqn: Eqn) -> tuple[Jaxpr, Sequence[Any]]:
+    """The one inner jaxpr of a call, opened, with the values of its constants."""
+    (only,) = bodies(eqn)
+    return only
+
+
+def checkpointed(eqn: Eqn, fun: Callable[..., Any]) -> Callable[..., Any]:
+    """``fun`` under the checkpoint policy of a ``jax.checkpoint`` equation."""
+    kept = {name: eqn.params[name] for name in ("policy", "prevent_cse")}
+    return jax.checkpoint(fun, **kept)
+
+
+def is_literal(atom: Any) -> bool:
+    """Whether an operand of an equation is a constant written into it, not a variable."""
+    return isinstance(atom, Literal)
+
+
+def read(env: dict[Any, Any], atom: Any) -> Any:
+    """The value of an operand: its own if it is a literal, else from ``env``."""
+    return atom.val if is_literal(atom) else env[atom]
+
+
+def bind(eqn: Eqn, args: Sequence[Any]) -> list[Any]:
+    """Evaluates one equation, unchanged, on ``args``; always returns a list."""
+    with eqn.ctx.manager:
+        out = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(eqn.params))
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def equations(jaxpr: Jaxpr, times: int = 1) -> Iterator[tuple[Eqn, int]]:
+    """All equations of a jaxpr and of what it calls, each with how often it runs.
+
+    A scan body counts ``length`` times; a while body, whose count is unknown, once; of a ``cond``
+    every branch is listed.
+    """
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield eqn, times
+        inner = times * eqn.params["length"] if eqn.primitive.name == "scan" else times
+        for body in inner_jaxprs(eqn):
+            yield from equations(body, inner)

@@ -1,0 +1,155 @@
+"""Integer convolutions as sums over kernel taps, each a plain product of shifted views.
+
+The general form: any number of space axes, stride, dilation, padding; one group, or depthwise
+(every input channel its own group), which is shifts, multiplies and adds. :mod:`integer_conv`
+takes it where the library form does not apply.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from tinyjax.numerics.integer_ops import MAX_CONTRACTION, Sums, dot, dot_dw, spans
+from tinyjax.numerics.layout import keep, row_major
+
+__all__ = ["ConvSpec", "padded", "tap_conv", "tap_conv_dw", "tap_conv_dx", "views"]
+
+Array = jax.Array
+Space = tuple[int, ...]
+
+
+class ConvSpec(NamedTuple):
+    """What a convolution is besides its operands; one entry per space axis.
+
+    Attributes:
+      strides: steps of the window.
+      padding: ``(before, after)``, in pixels; negative crops.
+      dilation: distance between kernel taps.
+      groups: feature groups; ``c`` of them makes a depthwise convolution.
+
+    Example:
+      >>> ConvSpec((1, 1), ((1, 1), (1, 1)), (1, 1), 1).out_space((32, 32), (3, 3))
+      (32, 32)
+    """
+
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def out_space(self, space: tuple[int, ...], taps: tuple[int, ...]) -> tuple[int, ...]:
+        """Space extent of the output."""
+        rows = zip(space, taps, self.strides, self.padding, self.dilation, strict=True)
+        return tuple(max(0, (n + sum(p) - (k - 1) * d - 1) // s + 1) for n, k, s, p, d in rows)
+
+
+def tap_conv(x: Array, w: Array, spec: ConvSpec) -> Sums:
+    """:func:`integer_conv.conv`, tap by tap."""
+    taps = w.shape[:-2]
+    kernels = w.reshape(-1, *w.shape[-2:])
+    out = spec.out_space(x.shape[1:-1], taps)
+    return tuple(
+        _sum(_mix(v, k, spec.groups) for v, k in zip(views(c, spec, taps, out), ks, strict=True))
+        for c, ks in _channel_spans(x, kernels.swapaxes(0, 1), spec.groups, len(kernels))
+    )
+
+
+def tap_conv_dx(g: Array, w: Array, spec: ConvSpec, space: Space) -> Sums:
+    """:func:`integer_conv.conv_dx`, tap by tap: each tap's product, spread to where it came from."""
+    taps, groups = w.shape[:-2], spec.groups
+    features = w.shape[-1] // groups
+    # [features, taps, groups * c]: the kernel transposed, group by group
+    kernels = w.reshape(-1, w.shape[-2], groups, features).transpose(3, 0, 2, 1)
+    kernels = kernels.reshape(features, -1, groups * w.shape[-2])
+    places = [_place(tap, g.shape[1:-1], space, spec) for tap in _indices(taps)]
+    return tuple(
+        _sum(
+            padded(_mix(c, k, groups), place, spec.strides)
+            for k, place in zip(ks, places, strict=True)
+        )
+        for c, ks in _channel_spans(g, kernels, groups, len(places))
+    )
+
+
+def tap_conv_dw(x: Array, g: Array, spec: ConvSpec, taps: Space) -> Sums:
+    """:func:`integer_conv.conv_dw`, tap by tap."""
+    c, pixels = x.shape[-1] // spec.groups, g.reshape(-1, g.shape[-1])
+    seen = [v.reshape(-1, x.shape[-1]) for v in views(x, spec, taps, g.shape[1:-1])]
+    return tuple(
+        jnp.stack([_outer(v[s], pixels[s], spec.groups) for v in seen])
+        .reshape(*taps, c, g.shape[-1])
+        for s in spans(len(pixels))
+    )
+
+
+def views(x: Array, spec: ConvSpec, taps: Space, out: Space) -> Iterator[Array]:
+    """For each tap, the input pixels that meet it: ``[n, *out, c]``."""
+    x = padded(x, spec.padding)
+    for tap in _indices(taps):
+        start = [t * d for t, d in zip(tap, spec.dilation, strict=True)]
+        stop = [b + (o - 1) * s + 1 for b, o, s in zip(start, out, spec.strides, strict=True)]
+        yield lax.slice(
+            x, (0, *start, 0), (x.shape[0], *stop, x.shape[-1]), (1, *spec.strides, 1)
+        )
+
+
+def padded(x: Array, padding: tuple[tuple[int, int], ...], strides: Space | None = None) -> Array:
+    """Zeros around the space axes (negative crops) and, given strides, between pixels."""
+    between = [s - 1 for s in strides or (1,) * len(padding)]
+    config = [(*p, i) for p, i in zip(padding, between, strict=True)]
+    out = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *config, (0, 0, 0)])
+    # Materialised, since XLA would fold zeros between pixels into a dilation it is slow on.
+    return row_major(keep(out)) if x.dtype == jnp.int8 else out
+
+
+def _place(tap: Space, out: Space, space: Space, spec: ConvSpec) -> tuple[tuple[int, int], ...]:
+    """Padding that puts the output pixels of one tap back where the input pixels were."""
+    starts = [t * d - p[0] for t, d, p in zip(tap, spec.dilation, spec.padding, strict=True)]
+    rows = zip(starts, space, out, spec.strides, strict=True)
+    return tuple((b, n - b - (o - 1) * s - 1) for b, n, o, s in rows)
+
+
+def _channel_spans(
+    x: Array, kernels: Array, groups: int, taps: int
+) -> Iterator[tuple[Array, Array]]:
+    """Cuts the contracted channels (first axis of ``kernels``) so that int32 holds all taps."""
+    grouped = x.reshape(*x.shape[:-1], groups, -1)
+    for s in spans(len(kernels), max(1, MAX_CONTRACTION // max(taps, 1))):
+        yield grouped[..., s].reshape(*x.shape[:-1], -1), kernels[s].swapaxes(0, 1)
+
+
+def _mix(v: Array, k: Array, groups: int) -> Array:
+    """``[..., groups * a] x [a, groups * b] -> [..., groups * b]``, int32."""
+    if groups == 1:
+        (out,) = dot(v.reshape(-1, v.shape[-1]), k)
+        return out.reshape(*v.shape[:-1], -1)
+    grouped = v.reshape(*v.shape[:-1], groups, len(k)).astype(jnp.int32)
+    kernel = k.reshape(len(k), groups, -1).astype(jnp.int32)
+    out = _sum(grouped[..., i, None] * kernel[i] for i in range(len(k)))
+    return out.reshape(*v.shape[:-1], -1)
+
+
+def _outer(v: Array, g: Array, groups: int) -> Array:
+    """``[m, groups * c], [m, groups * b] -> [c, groups * b]``, int32; ``c`` is 1 if grouped."""
+    if groups == 1:
+        (out,) = dot_dw(v, g)
+        return out
+    g = g.reshape(len(g), groups, -1).astype(jnp.int32)
+    return jnp.sum(v[..., None].astype(jnp.int32) * g, axis=0).reshape(1, -1)
+
+
+def _indices(taps: Space) -> Iterator[Space]:
+    return itertools.product(*map(range, taps))
+
+
+def _sum(terms: Iterable[Array]) -> Array:
+    head, *rest = terms
+    for term in rest:
+        head = head + term
+    return head

@@ -1,0 +1,224 @@
+"""Convolutions of int8 arrays with int32 accumulation: forward, input and weight gradient.
+
+Channels last: activations ``[n, *space, c]``, kernels ``[*taps, c // groups, features]``. Each of
+the three has two formulations with the same integers. The *library* form is one convolution whose
+operands are laid out as XLA's CPU kernels want them (two space axes, one group, row-major, no
+dilation of the input, wide enough); written as autodiff would write it, it is up to 300 times
+slower. The *tap* form is a sum over kernel taps of plain products, for any number of space axes,
+stride, dilation and grouping; depthwise convolutions are shifts, multiplies and adds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from tinyjax.numerics.conv_taps import (
+    ConvSpec,
+    padded,
+    tap_conv,
+    tap_conv_dw,
+    tap_conv_dx,
+    views,
+)
+from tinyjax.numerics.integer_ops import MAX_CONTRACTION, Sums, dot, spans
+from tinyjax.numerics.layout import keep, row_major
+
+__all__ = ["ConvSpec", "conv", "conv_dw", "conv_dx"]
+
+Array = jax.Array
+Space = tuple[int, ...]
+NARROW = 16  # library kernels need more channels than this on one side
+
+
+def conv(x: Array, w: Array, spec: ConvSpec) -> Sums:
+    """The convolution of ``x`` with ``w``.
+
+    Args:
+      x: int8 ``[n, *space, c]``.
+      w: int8 ``[*taps, c // groups, features]``.
+      spec: the rest.
+
+    Returns:
+      int32 ``[n, *out_space, features]``, in as many parts as the contraction needs.
+
+    Raises:
+      ValueError: if the operands are not int8 or do not fit each other.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> spec = ConvSpec((1, 1), ((0, 0), (0, 0)), (1, 1), 1)
+      >>> conv(jnp.ones((1, 4, 4, 3), jnp.int8), jnp.ones((3, 3, 3, 2), jnp.int8), spec)[0][0, 0, 0].tolist()
+      [27, 27]
+    """
+    _check(x, w, spec)
+    taps = w.shape[:-2]
+    if _grouped(w.shape[-2], spec):
+        pairs = zip(_split(x, spec), _split(w, spec), strict=True)
+        return _join(conv(a, b, _one_group(spec)) for a, b in pairs)
+    if spec.groups > 1 or math.prod(taps) * x.shape[-1] > MAX_CONTRACTION or not _wide(x, w):
+        return tap_conv(x, w, spec)
+    out = spec.out_space(x.shape[1:-1], taps)
+    if any(o > n for o, n in zip(out, x.shape[1:-1], strict=True)):
+        x, spec = padded(x, spec.padding), spec._replace(padding=((0, 0),) * len(taps))
+    return (_library(x, w, spec.strides, spec.padding, spec.dilation),)
+
+
+def conv_dx(g: Array, w: Array, spec: ConvSpec, space: tuple[int, ...]) -> Sums:
+    """The gradient of :func:`conv` with respect to ``x``.
+
+    Args:
+      g: int8 ``[n, *out_space, features]``.
+      w: int8 ``[*taps, c // groups, features]``.
+      spec: of the forward convolution.
+      space: extent of ``x``.
+
+    Returns:
+      int32 ``[n, *space, c]``, in as many parts as the contraction needs.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> spec = ConvSpec((1, 1), ((0, 0), (0, 0)), (1, 1), 1)
+      >>> g, w = jnp.ones((1, 2, 2, 2), jnp.int8), jnp.ones((3, 3, 3, 2), jnp.int8)
+      >>> conv_dx(g, w, spec, (4, 4))[0][0, 1, 1].tolist()
+      [8, 8, 8]
+    """
+    taps = w.shape[:-2]
+    if _grouped(w.shape[-2], spec):
+        pairs = zip(_split(g, spec), _split(w, spec), strict=True)
+        return _join(conv_dx(a, b, _one_group(spec), space) for a, b in pairs)
+    if spec.groups > 1 or math.prod(taps) * w.shape[-1] > MAX_CONTRACTION or not _wide(g, w):
+        return tap_conv_dx(g, w, spec, space)
+    reach = [(k - 1) * d for k, d in zip(taps, spec.dilation, strict=True)]
+    before = [r - p[0] for r, p in zip(reach, spec.padding, strict=True)]
+    rows = zip(space, g.shape[1:-1], spec.strides, before, reach, strict=True)
+    after = [n + r - ((o - 1) * s + 1) - b for n, o, s, b, r in rows]
+    padding, dense = tuple(zip(before, after, strict=True)), set(spec.strides) == {1}
+    if not dense or min(map(min, padding)) < 0 or any(b + a > r for b, a, r in zip(before, after, reach, strict=True)):
+        g, padding = padded(g, padding, spec.strides), ((0, 0),) * len(taps)
+    flipped = keep(lax.rev(w, range(len(taps))).swapaxes(-1, -2))
+    return (_library(g, flipped, (1,) * len(taps), padding, spec.dilation),)
+
+
+def conv_dw(x: Array, g: Array, spec: ConvSpec, taps: tuple[int, ...]) -> Sums:
+    """The gradient of :func:`conv` with respect to ``w``.
+
+    Args:
+      x: int8 ``[n, *space, c]``.
+      g: int8 ``[n, *out_space, features]``.
+      spec: of the forward convolution.
+      taps: extent of the kernel.
+
+    Returns:
+      int32 ``[*taps, c // groups, features]``, in as many parts as the contraction (over batch
+      and output space) needs.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> spec = ConvSpec((1, 1), ((1, 1), (1, 1)), (1, 1), 1)
+      >>> x, g = jnp.ones((2, 4, 4, 3), jnp.int8), jnp.ones((2, 4, 4, 2), jnp.int8)
+      >>> conv_dw(x, g, spec, (3, 3))[0][1, 1, 0].tolist()
+      [32, 32]
+    """
+    pixels = math.prod(g.shape[1:-1])
+    if _grouped(x.shape[-1] // spec.groups, spec):
+        pairs = zip(_split(x, spec), _split(g, spec), strict=True)
+        return _join(conv_dw(a, b, _one_group(spec), taps) for a, b in pairs)
+    if spec.groups > 1 or pixels > MAX_CONTRACTION:
+        return tap_conv_dw(x, g, spec, taps)
+    dense = len(taps) == 2 and set(spec.strides) == {1} and _covers(x, g, spec, taps)
+    one = _library_dw if dense and pixels > 64 else _matrix_dw
+    cuts = spans(x.shape[0], max(1, MAX_CONTRACTION // max(pixels, 1)))
+    return tuple(one(x[s], g[s], spec, taps) for s in cuts)
+
+
+# --- library form --------------------------------------------------------------------------------
+
+
+def _wide(x: Array, w: Array) -> bool:
+    return x.ndim == 4 and max(w.shape[-2:]) > NARROW
+
+
+def _library(
+    x: Array,
+    w: Array,
+    strides: tuple[int, ...],
+    padding: tuple[tuple[int, int], ...],
+    dilation: tuple[int, ...],
+) -> Array:
+    return lax.conv_general_dilated(
+        row_major(x),
+        row_major(w),
+        strides,
+        padding,
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        preferred_element_type=jnp.int32,
+    )
+
+
+def _covers(x: Array, g: Array, spec: ConvSpec, taps: tuple[int, ...]) -> bool:
+    """Whether the gradient, used as a kernel, fits the input and leaves just the taps."""
+    rows = zip(x.shape[1:-1], g.shape[1:-1], taps, spec.padding, spec.dilation, strict=True)
+    return all(o <= n and min(p) >= 0 and n + sum(p) - o == (k - 1) * d for n, o, k, p, d in rows)
+
+
+def _library_dw(x: Array, g: Array, spec: ConvSpec, taps: tuple[int, ...]) -> Array:
+    """One convolution over batch as channels, with the gradient as kernel.
+
+    ``x`` is transposed in two cheap steps: one step with a stride of a power of two is slow.
+    """
+    del taps
+    n, h, w, c = x.shape
+    rows = row_major(keep(x.transpose(1, 2, 0, 3))).reshape(h * w * n, c)
+    columns = row_major(keep(rows.T)).reshape(c, h, w, n)
+    kernel = keep(g.transpose(1, 2, 0, 3))
+    out = _library(columns, kernel, spec.dilation, spec.padding, (1, 1))
+    return out.transpose(1, 2, 0, 3)
+
+
+def _matrix_dw(x: Array, g: Array, spec: ConvSpec, taps: tuple[int, ...]) -> Array:
+    """One product of the gradient with all shifted views of the input, side by side."""
+    seen = jnp.concatenate(list(views(x, spec, taps, g.shape[1:-1])), axis=-1)
+    (out,) = dot(keep(g.reshape(-1, g.shape[-1]).T), seen.reshape(-1, seen.shape[-1]))
+    # Laid out first, or XLA turns the product around to save this small transpose.
+    return row_major(out).T.reshape(*taps, x.shape[-1], g.shape[-1])
+
+
+# --- groups: several channels each, so every group is a convolution of its own -------------------
+
+
+def _grouped(channels: int, spec: ConvSpec) -> bool:
+    return spec.groups > 1 and channels > 1
+
+
+def _one_group(spec: ConvSpec) -> ConvSpec:
+    return spec._replace(groups=1)
+
+
+def _split(x: Array, spec: ConvSpec) -> list[Array]:
+    return jnp.split(x, spec.groups, axis=-1)
+
+
+def _join(groups: Iterable[Sums]) -> Sums:
+    return tuple(jnp.concatenate(part, axis=-1) for part in zip(*groups, strict=True))
+
+
+def _check(x: Array, w: Array, spec: ConvSpec) -> None:
+    if x.dtype != jnp.int8 or w.dtype != jnp.int8:
+        raise ValueError(f"operands are {x.dtype} and {w.dtype}: quantize both to int8")
+    if x.ndim != w.ndim or len(spec.strides) != x.ndim - 2:
+        raise ValueError(
+            f"shapes {x.shape} and {w.shape} with {len(spec.strides)} space axes do not fit: use "
+            "[n, *space, c] and [*taps, c // groups, features]"
+        )
+    if x.shape[-1] != w.shape[-2] * spec.groups or w.shape[-1] % spec.groups:
+        raise ValueError(
+            f"{x.shape[-1]} channels do not meet a kernel of shape {w.shape} in {spec.groups} "
+            "groups: the kernel's channels times groups must be the input's, and groups must "
+            "divide its features"
+        )

@@ -1,0 +1,265 @@
+"""Between floats and small integers: scales, rounding, quantize, dequantize.
+
+Symmetric, ``x ~ scale * q`` with ``q`` in ``[-qmax, qmax]`` and ``qmax = 2**(bits - 1) - 1``; the
+value ``-128`` is never used, because its asymmetry biases gradients. Affine,
+``x ~ scale * (q - zero_point)`` with an integer zero point, so that 0.0 stays exact.
+
+NaN or Inf in a tensor makes its scale NaN or Inf, and so everything computed with it NaN:
+nothing turns into a confident number.
+
+References:
+  Zhou et al., `Octo: INT8 Training with Loss-aware Compensation and Backward Quantization for
+  Tiny On-device Learning <https://www.usenix.org/conference/atc21/presentation/zhou-qihua>`_,
+  USENIX ATC 2021. Chen et al., `INT v.s. FP <https://arxiv.org/abs/2510.25602>`_, 2025, for the
+  symmetric range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+__all__ = [
+    "Rounding",
+    "abs_max",
+    "affine_range",
+    "dequantize",
+    "finite_or_nan",
+    "hash_bits",
+    "nearest",
+    "qmax",
+    "quantize",
+    "stochastic",
+    "symmetric_scale",
+]
+
+Array = jax.Array
+Rounding = Callable[[Array, Array | None], Array]  # (t, seed) -> int32 of t's shape
+
+_FIXED = 1 << 16  # stochastic rounding works on 16.16 fixed-point numbers
+
+
+def qmax(bits: int) -> int:
+    """The largest magnitude of a signed ``bits``-bit code in the symmetric range.
+
+    Raises:
+      ValueError: unless ``2 <= bits <= 8``.
+
+    Example:
+      >>> qmax(8), qmax(4), qmax(2)
+      (127, 7, 1)
+    """
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
+        raise ValueError(f"bits is {bits!r}: use an int from 2 to 8, since codes are kept in int8")
+    return 2 ** (bits - 1) - 1
+
+
+def abs_max(x: Array, axis: Sequence[int] | None = None) -> Array:
+    """Largest magnitude, axes kept: float32; NaN if NaN or Inf is among them, 0 if nothing is.
+
+    Args:
+      x: float array.
+      axis: axes to reduce; all by default.
+
+    Returns:
+      float32, the reduced axes of size 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> abs_max(jnp.array([[1.0, -3.0], [jnp.nan, 2.0]]), axis=(1,)).ravel().tolist()
+      [3.0, nan]
+    """
+    axes = tuple(range(x.ndim)) if axis is None else tuple(axis)
+    x = x.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0.0)
+    # XLA's float maximum on CPU passes over NaN; a sum does not, and costs half a pass.
+    return largest + jnp.float32(0) * jnp.sum(x, axis=axes, keepdims=True)
+
+
+def symmetric_scale(largest: Array, bits: int = 8) -> Array:
+    """Scale that maps ``largest`` to ``qmax(bits)``; 1 where ``largest`` is 0.
+
+    Args:
+      largest: magnitudes, as from :func:`abs_max`.
+      bits: 2 to 8.
+
+    Returns:
+      float32 of the same shape, positive or NaN or Inf.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> symmetric_scale(jnp.array([254.0, 0.0])).tolist()
+      [2.0, 1.0]
+    """
+    scale = largest.astype(jnp.float32) / jnp.float32(qmax(bits))
+    # A subnormal scale has no finite reciprocal; such a tensor rounds to zero.
+    return jnp.where(scale < jnp.finfo(jnp.float32).tiny, jnp.float32(1), scale)
+
+
+def nearest(t: Array, seed: Array | None = None) -> Array:
+    """Rounds to the nearest integer, halves to even; int32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> nearest(jnp.array([0.5, 1.5, -1.6])).tolist()
+      [0, 2, -2]
+    """
+    del seed
+    return jnp.rint(t).astype(jnp.int32)
+
+
+def stochastic(t: Array, seed: Array | None = None) -> Array:
+    """Rounds up with the probability of the fractional part, so that the mean is ``t``; int32.
+
+    The random bits are a hash of each element's index and ``seed``: one pass, no memory, the same
+    on every machine. ``t`` is taken to 16.16 fixed point first, and the expectation over the 16
+    random bits is exactly that number.
+
+    Args:
+      t: float32, ``|t| < 2**15``.
+      seed: uint32 scalar; another seed, other bits.
+
+    Returns:
+      int32 of the same shape.
+
+    Raises:
+      ValueError: if there is no seed.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> rounded = jax.vmap(lambda seed: stochastic(jnp.full(64, 0.25), seed))
+      >>> bool(jnp.abs(rounded(jnp.arange(64, dtype=jnp.uint32)).mean() - 0.25) < 0.03)
+      True
+
+    References:
+      Chen et al., `A Statistical Framework for Low-bitwidth Training
+      <https://arxiv.org/abs/2010.14298>`_, 2020: unbiased gradients. The mixing function is
+      Chris Wellons' ``lowbias32`` (public domain).
+    """
+    if seed is None:
+        raise ValueError(
+            "stochastic rounding was given no seed: pass key=... (attach(tx, step, state, *batch) "
+            "for a train step), or round with tinyjax.numerics.nearest"
+        )
+    fixed = jnp.rint(t * jnp.float32(_FIXED)).astype(jnp.int32)
+    noise = (hash_bits(t.shape, seed) >> jnp.uint32(16)).astype(jnp.int32)
+    return (fixed + noise) >> jnp.int32(16)
+
+
+def hash_bits(shape: tuple[int, ...], seed: Array) -> Array:
+    """32 pseudo-random bits for each element: a hash of its index (row-major) and ``seed``.
+
+    Args:
+      shape: of the result; fewer than ``2**32`` elements.
+      seed: uint32 scalar.
+
+    Returns:
+      uint32 of that shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> hash_bits((2, 2), jnp.uint32(7)).dtype.name
+      'uint32'
+    """
+    h = jnp.zeros(shape, jnp.uint32)
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        h = h + lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= shape[axis]
+    h = h * jnp.uint32(0x9E3779B9) + seed
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
+        h = (h ^ (h >> jnp.uint32(shift))) * jnp.uint32(factor)
+    return h ^ (h >> jnp.uint32(15))
+
+
+def quantize(
+    x: Array,
+    scale: Array,
+    *,
+    bits: int = 8,
+    zero_point: Array | None = None,
+    rounding: Rounding = nearest,
+    seed: Array | None = None,
+) -> Array:
+    """``clip(round(x / scale) + zero_point, -qmax, qmax)`` as int8.
+
+    Args:
+      x: float array.
+      scale: float32, broadcasts against ``x``.
+      bits: 2 to 8.
+      zero_point: int32, broadcasts against ``x``; 0 (symmetric) if not given.
+      rounding: :func:`nearest` or :func:`stochastic`, or another function like them.
+      seed: uint32 scalar for the rounding.
+
+    Returns:
+      int8 of the shape of ``x``. Where ``scale`` is NaN or Inf the codes mean nothing, and
+      :func:`dequantize` gives NaN.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> quantize(jnp.array([-1.0, 0.1, 9.0]), jnp.float32(0.5)).tolist()
+      [-2, 0, 18]
+    """
+    limit = qmax(bits)
+    reach = limit if zero_point is None else 2 * limit  # a zero point moves codes by up to limit
+    t = x.astype(jnp.float32) * (jnp.float32(1) / scale)
+    q = rounding(lax.clamp(jnp.float32(-reach), t, jnp.float32(reach)), seed)
+    if zero_point is not None:
+        q = lax.clamp(jnp.int32(-limit), q + zero_point, jnp.int32(limit))
+    return q.astype(jnp.int8)
+
+
+def dequantize(q: Array, scale: Array, zero_point: Array | None = None) -> Array:
+    """``scale * (q - zero_point)`` in float32; NaN where the scale is NaN or Inf.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> dequantize(jnp.int8([-2, 0]), jnp.float32(0.5)).tolist()
+      [-1.0, 0.0]
+    """
+    q = q.astype(jnp.int32)
+    return finite_or_nan(scale) * (q if zero_point is None else q - zero_point).astype(jnp.float32)
+
+
+def finite_or_nan(scale: Array) -> Array:
+    """The scale, with NaN for Inf: times any code, it gives what nobody takes for a number.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> finite_or_nan(jnp.array([2.0, jnp.inf])).tolist()
+      [2.0, nan]
+    """
+    return jnp.where(jnp.isfinite(scale), scale, jnp.float32(jnp.nan))
+
+
+def affine_range(x: Array, bits: int = 8) -> tuple[Array, Array]:
+    """Scale and zero point that map the range of a whole tensor, 0 included, to the codes.
+
+    Args:
+      x: float array.
+      bits: 2 to 8.
+
+    Returns:
+      ``(scale, zero_point)``: float32 and int32 scalars.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> scale, zero_point = affine_range(jnp.array([0.0, 254.0]))
+      >>> float(scale), int(zero_point)
+      (1.0, -127)
+
+    References:
+      Jacob et al., `Quantization and Training of Neural Networks for Efficient
+      Integer-Arithmetic-Only Inference <https://arxiv.org/abs/1712.05877>`_, 2018, eq. 1.
+    """
+    limit = qmax(bits)
+    x = x.astype(jnp.float32)
+    low = jnp.minimum(jnp.min(x, initial=0.0), 0.0)
+    high = jnp.maximum(jnp.max(x, initial=0.0), 0.0)
+    scale = symmetric_scale((high - low) / 2, bits)
+    zero_point = jnp.rint(jnp.float32(limit) - high * (jnp.float32(1) / scale))
+    unknown = jnp.float32(0) * jnp.sum(x)  # NaN if NaN or Inf is in x
+    return scale + unknown, jnp.clip(zero_point, -limit, limit).astype(jnp.int32)

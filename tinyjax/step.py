@@ -1,0 +1,192 @@
+"""Transforms on train steps: the user's step stays as it is, jitted or not.
+
+The transformed forward function travels into the step in ``state.apply_fn``, which is static
+metadata of a train state: ``jax.jit`` keys its cache on it, so a step jitted long ago is traced
+once more for the transform and never again.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tinyjax.base import Sited, TrainStep, Transform, Vars, unchanged
+from tinyjax.rewrite import apply_with, rewrite
+
+__all__ = ["attach", "detach", "over_step"]
+
+
+def over_step(tx: Transform, step: TrainStep) -> TrainStep:
+    """Lifts a transform onto an unmodified train step; ``tx(step)`` is the same.
+
+    Args:
+      tx: the transform.
+      step: ``step(state, *batch)``, jitted or not, that calls ``state.apply_fn``; it returns the
+        new state, alone or inside a pytree (a tuple with metrics, say).
+
+    Returns:
+      The same step under the transform. States that come out have the user's own ``apply_fn``.
+
+    Raises:
+      ValueError: when called, if the step never calls ``state.apply_fn``, if the transform has
+        variables or needs keys and the state was not prepared with :func:`attach`, or if the
+        transform changes its variables, which a train step we do not own cannot return.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, tinyjax
+      >>> from flax.training.train_state import TrainState
+      >>> @jax.jit
+      ... def step(state, x):
+      ...   grads = jax.grad(lambda p: jnp.sum(state.apply_fn(p, x) ** 2))(state.params)
+      ...   return state.apply_gradients(grads=grads)
+      >>> state = TrainState.create(
+      ...   apply_fn=lambda p, x: x @ p["w"], params={"w": jnp.ones((3, 2))}, tx=optax.sgd(0.1))
+      >>> tx = tinyjax.int8_qat()
+      >>> state = tinyjax.attach(tx, step, state, jnp.ones((4, 3)))
+      >>> int(tx(step)(state, jnp.ones((4, 3))).step)
+      1
+    """
+    lift = functools.lru_cache(maxsize=64)(functools.partial(_Lifted, tx))
+
+    @functools.wraps(step)
+    def lifted(state: Any, *batch: Any, **kwargs: Any) -> Any:
+        apply_fn = state.apply_fn
+        inner = lift(apply_fn)
+        out = step(_entering(state, inner), *batch, **kwargs)
+        if not inner.called:
+            raise ValueError(
+                "this step never called state.apply_fn, so the transform could not reach the "
+                "model: call state.apply_fn in the step, or pass "
+                "tinyjax.rewrite(tx, model.apply) where you build it"
+            )
+        return jax.tree.map(
+            lambda leaf: leaf.replace(apply_fn=apply_fn) if _carries(inner, leaf) else leaf,
+            out,
+            is_leaf=functools.partial(_carries, inner),
+        )
+
+    return lifted
+
+
+def attach(tx: Transform, step: TrainStep, state: Any, *batch: Any, **kwargs: Any) -> Any:
+    """Prepares a train state for a transform that has variables or needs keys.
+
+    The step is traced, not run, to see how it calls ``state.apply_fn``. The parameters become a
+    :class:`tinyjax.Sited`; the optimizer's state grows to match and keeps its moments.
+
+    Args:
+      tx: the transform.
+      step: the train step, not lifted.
+      state: the train state.
+      *batch: what the step takes after the state; arrays or ``jax.ShapeDtypeStruct``.
+      **kwargs: its keywords.
+
+    Returns:
+      The state with ``params`` a ``Sited``.
+
+    Raises:
+      ValueError: if the step never calls ``state.apply_fn``, if the state is prepared already, or
+        if a variable is not floating point and so cannot be under ``jax.grad``.
+
+    Example:
+      See :func:`over_step`; afterwards:
+
+      >>> import tinyjax
+      >>> tinyjax.Sited._fields
+      ('model', 'sites', 'tick')
+    """
+    if _sited(state.params):
+        raise ValueError("the state has variables already: call detach(state) before attach(...)")
+    found: dict[str, Vars] = {}
+    calls = []
+
+    def spy(params: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append((params, args, kwargs))
+        found.update(rewrite(tx, state.apply_fn).init(params, *args, **kwargs))
+        return state.apply_fn(params, *args, **kwargs)
+
+    jax.eval_shape(functools.partial(step, **kwargs), state.replace(apply_fn=spy), *batch)
+    if not calls:
+        raise ValueError(
+            "this step never called state.apply_fn, so its sites are unknown: "
+            "call state.apply_fn in the step"
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+        if not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
+            raise ValueError(
+                f"variable {jax.tree_util.keystr(path)} is {leaf.dtype}, which cannot be trained "
+                "in a train step: use rewrite(tx, apply) in your own loop"
+            )
+    params = Sited(state.params, found, jnp.asarray(state.step, jnp.float32))
+    grown = jax.tree.map(
+        lambda new, old: new._replace(model=old) if _is_sited(new) else old,
+        state.tx.init(params),
+        state.opt_state,
+        is_leaf=_is_sited,
+    )
+    return state.replace(params=params, opt_state=grown)
+
+
+def detach(state: Any) -> Any:
+    """Undoes :func:`attach`: the ordinary state, with plain parameters and optimizer moments.
+
+    Example:
+      >>> import jax.numpy as jnp, tinyjax
+      >>> tinyjax.detach({"params": tinyjax.Sited({"w": 1.0}, {}, jnp.float32(0))})
+      {'params': {'w': 1.0}}
+    """
+    return _bare(state)
+
+
+def _is_sited(node: Any) -> bool:
+    return isinstance(node, Sited)
+
+
+def _sited(tree: Any) -> list[Sited]:
+    return [n for n in jax.tree.leaves(tree, is_leaf=_is_sited) if _is_sited(n)]
+
+
+def _bare(tree: Any) -> Any:
+    """A pytree with the model's parameters alone in place of every ``Sited``."""
+    return jax.tree.map(lambda n: n.model if _is_sited(n) else n, tree, is_leaf=_is_sited)
+
+
+def _carries(apply_fn: Callable[..., Any], node: Any) -> bool:
+    return getattr(node, "apply_fn", None) is apply_fn
+
+
+class _Lifted:
+    """``apply_fn`` under a transform; remembers whether a step ever called it."""
+
+    def __init__(self, tx: Transform, apply_fn: Callable[..., Any]) -> None:
+        self.tx, self.apply_fn, self.called = tx, apply_fn, False
+
+    def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
+        self.called = True
+        beside = _sited(params)
+        vars, key = (beside[0].sites, _key(beside[0].tick)) if beside else ({}, None)
+        out, new = apply_with(self.tx, self.apply_fn, vars, key, _bare(params), args, kwargs)
+        changed = [path for path, own in new.items() if not unchanged(own, vars.get(path, ()))]
+        if changed:
+            raise ValueError(
+                f"the transform changed its variables at {changed}, which a train step cannot "
+                "return: use rewrite(tx, apply) in your own loop"
+            )
+        return out
+
+
+def _key(tick: jax.Array) -> jax.Array:
+    """The random key of one step. Rounding needs no secret, so the seed is fixed."""
+    return jax.random.fold_in(jax.random.key(0), jax.lax.stop_gradient(tick).astype(jnp.uint32))
+
+
+def _entering(state: Any, inner: Callable[..., Any]) -> Any:
+    """The state as the step sees it: transformed ``apply_fn``, current tick."""
+    if isinstance(state.params, Sited):
+        tick = jnp.asarray(state.step).astype(jnp.float32)
+        state = state.replace(params=state.params._replace(tick=tick))
+    return state.replace(apply_fn=inner)
