@@ -1,4 +1,4 @@
-"""Measurements: the circumstances, bytes kept for the backward pass, scratch bytes, seconds."""
+"""Measurements: the circumstances, bytes kept for the backward pass, scratch memory, seconds."""
 
 import os
 import platform
@@ -11,7 +11,6 @@ from statistics import median
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 __all__ = ["compiled", "environment", "interleaved", "ratio", "saved_bytes", "temp_bytes"]
 
@@ -70,29 +69,27 @@ def _commit() -> str | None:
 def saved_bytes(loss: Callable[..., jax.Array], params: Any, *args: Any) -> int:
     """Bytes that differentiating `loss` keeps from the forward pass for the backward pass.
 
-    These are the arrays among the leaves of ``jax.vjp(loss, params)[1]``, each buffer counted once,
-    without the buffers of `params` and `args`, which are alive anyway. Buffers are told apart by
-    their address: the pass runs eagerly, so a residual that *is* a parameter or an input shares its
-    buffer, while a copy of one (a transpose, a cast) is an array of its own and counts.
+    These are the distinct arrays among the leaves of ``jax.vjp(loss, params)[1]``, without `params`
+    and `args`, which are alive anyway. The pass is traced, not run, and arrays are told apart as
+    variables of that trace: a residual that *is* a parameter or an input does not count, a copy of
+    one (a transpose, a cast, int8 codes) does. Run eagerly, the same leaves come out larger, since
+    every jitted piece of a model hands out copies.
 
     This is what the program asks to keep; what a compiler makes of it is `temp_bytes`.
 
     Args:
       loss: ``loss(params, *args) -> float32 []``.
-      params: pytree of arrays to differentiate by.
-      *args: further arguments of the loss, pytrees of arrays.
+      params: pytree of arrays, or of their shapes, to differentiate by.
+      *args: further arguments of the loss, likewise.
     """
-    params, args = jax.tree.map(jnp.asarray, (params, args))
-    _, backward = jax.vjp(lambda params: loss(params, *args), params)
-    alive = _buffers((params, args))
-    kept = _buffers(backward)
-    return sum(size for address, size in kept.items() if address not in alive)
 
+    def kept(params: Any, *args: Any) -> list[Any]:
+        return jax.tree.leaves(jax.vjp(lambda params: loss(params, *args), params)[1])
 
-def _buffers(tree: Any) -> dict[int, int]:
-    """Bytes of the distinct buffers among the leaves of a pytree, by address."""
-    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array) and leaf.size]
-    return {array.unsafe_buffer_pointer(): array.nbytes for array in arrays}
+    traced: Any = jax.make_jaxpr(kept)(params, *args).jaxpr
+    variables = {found for found in traced.outvars if not hasattr(found, "val")}  # no literals
+    saved = [found.aval for found in variables.difference(traced.invars)]
+    return sum(array.size * array.dtype.itemsize for array in saved)
 
 
 def compiled(fn: Callable[..., Any], *args: Any) -> tuple[jax.stages.Compiled, float]:

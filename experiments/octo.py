@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -47,6 +47,8 @@ __all__ = [
 ]
 
 FLOAT = 32  # bits of the float32 arm
+
+C = TypeVar("C", bound="Config")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ CONFIGS: dict[str, Config] = {
 }
 
 
-def smoke(config: Config) -> Config:
+def smoke(config: C) -> C:
     """The same arm on so little that it takes seconds."""
     return replace(config, epochs=1, batch=10, limit=40)
 
@@ -103,6 +105,9 @@ class Results(NamedTuple):
     saved_bytes: int  # kept from forward to backward in one step: measure.saved_bytes
     temp_bytes: int  # the compiled step's scratch memory: measure.temp_bytes
     macs: dict[str, int]  # multiply-accumulates of one step by operand dtype: tinyjax.count_macs
+    parameters: int  # of the model
+    train_images: int
+    test_images: int
 
 
 class Prepared(NamedTuple):
@@ -195,6 +200,9 @@ def learn(arm: Prepared, out: Path | None = None, follow: Follow = unfollowed) -
         saved_bytes=measure.saved_bytes(_loss(arm.forward), trained.params, *arm.batch),
         temp_bytes=measure.temp_bytes(arm.step),
         macs=arm.macs,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(trained.params)),
+        train_images=len(arm.dataset.train.labels),
+        test_images=len(test.labels),
     )
 
 
@@ -216,5 +224,5 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
 
 def results(metrics: dict[str, Any]) -> Results:
     """`Results` again, from the metrics of a record."""
-    history = tuple(train.Epoch(**epoch) for epoch in metrics["history"])
+    history: Any = tuple(train.Epoch(**epoch) for epoch in metrics["history"])
     return Results(**{**metrics, "history": history})

@@ -13,14 +13,22 @@ import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.errors import UserError
 from experiments.measure import environment
 
-__all__ = ["Record", "digest", "once", "read", "record", "write"]
+__all__ = ["Outcome", "Record", "digest", "once", "plain", "read", "record", "write"]
 
 Record = dict[str, Any]  # what a JSON file holds: config, metrics, environment, ...
+
+
+class Outcome(NamedTuple):
+    """A finished run."""
+
+    record: Record
+    path: Path  # of its file
+    reused: bool  # whether it had finished before
 
 
 def digest(config: Any) -> str:
@@ -29,9 +37,7 @@ def digest(config: Any) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 
-def once(
-    name: str, config: Any, out: Path, run: Callable[[Path], Any], **details: Any
-) -> tuple[Record, bool]:
+def once(name: str, config: Any, out: Path, run: Callable[[Path], Any], **details: Any) -> Outcome:
     """The record of a run: the one in `out` if it has finished before, else of a new run.
 
     Args:
@@ -40,9 +46,6 @@ def once(
       out: folder of the records, made where it is missing.
       run: ``run(folder)`` gives a NamedTuple of metrics; it may keep unfinished work in `folder`.
       **details: further JSON-able entries of a new record.
-
-    Returns:
-      The record, and whether it was there before.
 
     Raises:
       UserError: if a file is in the way that is no record of this configuration.
@@ -58,7 +61,7 @@ def once(
         found = record(config, run(unfinished), name=name, **details)
         write(path, found)
     shutil.rmtree(unfinished, ignore_errors=True)
-    return found, reused
+    return Outcome(found, path, reused)
 
 
 def record(config: Any, metrics: Any, **details: Any) -> Record:
@@ -66,7 +69,7 @@ def record(config: Any, metrics: Any, **details: Any) -> Record:
     return {
         **details,
         "config": dataclasses.asdict(config),
-        "metrics": _plain(metrics),
+        "metrics": plain(metrics),
         "environment": environment(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -95,12 +98,12 @@ def write(path: Path, content: Record) -> None:
     os.replace(beside, path)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """NamedTuples as dicts, other tuples as lists, all the way down."""
     if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     return value

@@ -38,6 +38,9 @@ Step = Callable[..., tuple[Any, Metrics]]  # (state, images, labels) -> (state, 
 
 _KEYS = ("loss", "accuracy")
 
+# Optimizing the compiled random numbers takes seconds, running them once takes none.
+_RUN_ONCE = {"xla_backend_optimization_level": 0}
+
 
 class Epoch(NamedTuple):
     """What one epoch of training came to."""
@@ -70,9 +73,10 @@ def create_state(
       steps: after which the rate is 0.
       seed: of the initialization.
     """
-    params = model.init(jax.random.key(seed), images)["params"]
+    init = jax.jit(model.init, compiler_options=_RUN_ONCE)
+    params = init(jax.random.key(seed), images)["params"]
     cosine = optax.cosine_decay_schedule(learning_rate, steps)
-    optimizer = optax.sgd(lambda count: cosine(count.astype(jnp.float32)), momentum=0.9)
+    optimizer = optax.sgd(lambda count: cosine(jnp.asarray(count, jnp.float32)), momentum=0.9)
     state = TrainState.create(apply_fn=model.apply, params=params, tx=optimizer)
     return state.replace(step=jnp.zeros((), jnp.int32))  # flax's is a Python int before step 1
 

@@ -7,6 +7,7 @@ feeds (bias, norm, activation, pooling) travels with it as an *epilogue*.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -84,7 +85,8 @@ class Epilogue(NamedTuple):
 _LAX = {"conv": lax.conv_general_dilated, "dot": lax.dot_general}
 
 
-class Op(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Op:
     """The op of a site as a function of activation and weight, in that order.
 
     ``op(x, w)`` is the op's output ``z``; keywords override the op's own parameters, as in

@@ -1,9 +1,10 @@
 """Data sets and batches; `load(name)` reads a set, `epoch_batches` shuffles one."""
 
 from experiments.data.batches import epoch_batches, first, pixels
-from experiments.data.sets import NAMES, Dataset, Split, available, folder, load
+from experiments.data.sets import CLASSES, NAMES, Dataset, Split, available, folder, load
 
 __all__ = [
+    "CLASSES",
     "NAMES",
     "Dataset",
     "Split",

@@ -22,7 +22,18 @@ import numpy as np
 from experiments.data import idx
 from experiments.errors import UserError
 
-__all__ = ["FILES", "NAMES", "SAMPLE", "Dataset", "Files", "Split", "available", "folder", "load"]
+__all__ = [
+    "CLASSES",
+    "FILES",
+    "NAMES",
+    "SAMPLE",
+    "Dataset",
+    "Files",
+    "Split",
+    "available",
+    "folder",
+    "load",
+]
 
 
 class Split(NamedTuple):
@@ -76,6 +87,24 @@ _SHA256: Mapping[str, tuple[str, str, str, str]] = {
 }
 
 NAMES = tuple(_SHA256)
+
+_CLOTHES = (
+    "T-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+CLASSES: Mapping[str, tuple[str, ...]] = {
+    "fashion_mnist_sample": _CLOTHES,
+    "fashion_mnist": _CLOTHES,
+    "mnist": tuple("0123456789"),
+}
 
 
 def folder(name: str) -> Path:

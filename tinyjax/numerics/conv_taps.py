@@ -84,7 +84,7 @@ def tap_conv_dw(x: Array, g: Array, spec: ConvSpec, taps: Space) -> Sums:
     return tuple(
         jnp.stack([_outer(v[s], pixels[s], spec.groups) for v in seen])
         .reshape(*taps, c, g.shape[-1])
-        for s in spans(len(pixels))
+        for s in spans(len(pixels), MAX_CONTRACTION)
     )
 
 
@@ -138,8 +138,10 @@ def _mix(v: Array, k: Array, groups: int) -> Array:
 def _outer(v: Array, g: Array, groups: int) -> Array:
     """``[m, groups * c], [m, groups * b] -> [c, groups * b]``, int32; ``c`` is 1 if grouped."""
     if groups == 1:
-        (out,) = dot_dw(v, g)
-        return out
+        # Gradient first, so that all taps share one transpose; the result is laid out before it
+        # is turned, or XLA turns the product around instead.
+        (out,) = dot_dw(g, v)
+        return row_major(out).T
     g = g.reshape(len(g), groups, -1).astype(jnp.int32)
     return jnp.sum(v[..., None].astype(jnp.int32) * g, axis=0).reshape(1, -1)
 

@@ -23,9 +23,8 @@ from tinyjax.numerics.conv_taps import (
     tap_conv,
     tap_conv_dw,
     tap_conv_dx,
-    views,
 )
-from tinyjax.numerics.integer_ops import MAX_CONTRACTION, Sums, dot, spans
+from tinyjax.numerics.integer_ops import MAX_CONTRACTION, Sums, spans
 from tinyjax.numerics.layout import keep, row_major
 
 __all__ = ["ConvSpec", "conv", "conv_dw", "conv_dx"]
@@ -33,6 +32,7 @@ __all__ = ["ConvSpec", "conv", "conv_dw", "conv_dx"]
 Array = jax.Array
 Space = tuple[int, ...]
 NARROW = 16  # library kernels need more channels than this on one side
+SMALL = 64  # pixels of a map up to which the tap form of the weight gradient is faster
 
 
 def conv(x: Array, w: Array, spec: ConvSpec) -> Sums:
@@ -128,12 +128,11 @@ def conv_dw(x: Array, g: Array, spec: ConvSpec, taps: tuple[int, ...]) -> Sums:
     if _grouped(x.shape[-1] // spec.groups, spec):
         pairs = zip(_split(x, spec), _split(g, spec), strict=True)
         return _join(conv_dw(a, b, _one_group(spec), taps) for a, b in pairs)
-    if spec.groups > 1 or pixels > MAX_CONTRACTION:
+    dense = spec.groups == 1 and len(taps) == 2 and set(spec.strides) == {1}
+    if not (dense and SMALL < pixels <= MAX_CONTRACTION and _covers(x, g, spec, taps)):
         return tap_conv_dw(x, g, spec, taps)
-    dense = len(taps) == 2 and set(spec.strides) == {1} and _covers(x, g, spec, taps)
-    one = _library_dw if dense and pixels > 64 else _matrix_dw
-    cuts = spans(x.shape[0], max(1, MAX_CONTRACTION // max(pixels, 1)))
-    return tuple(one(x[s], g[s], spec, taps) for s in cuts)
+    cuts = spans(x.shape[0], MAX_CONTRACTION // pixels)
+    return tuple(_library_dw(x[s], g[s], spec) for s in cuts)
 
 
 # --- library form --------------------------------------------------------------------------------
@@ -167,26 +166,17 @@ def _covers(x: Array, g: Array, spec: ConvSpec, taps: tuple[int, ...]) -> bool:
     return all(o <= n and min(p) >= 0 and n + sum(p) - o == (k - 1) * d for n, o, k, p, d in rows)
 
 
-def _library_dw(x: Array, g: Array, spec: ConvSpec, taps: tuple[int, ...]) -> Array:
+def _library_dw(x: Array, g: Array, spec: ConvSpec) -> Array:
     """One convolution over batch as channels, with the gradient as kernel.
 
     ``x`` is transposed in two cheap steps: one step with a stride of a power of two is slow.
     """
-    del taps
     n, h, w, c = x.shape
     rows = row_major(keep(x.transpose(1, 2, 0, 3))).reshape(h * w * n, c)
     columns = row_major(keep(rows.T)).reshape(c, h, w, n)
     kernel = keep(g.transpose(1, 2, 0, 3))
     out = _library(columns, kernel, spec.dilation, spec.padding, (1, 1))
     return out.transpose(1, 2, 0, 3)
-
-
-def _matrix_dw(x: Array, g: Array, spec: ConvSpec, taps: tuple[int, ...]) -> Array:
-    """One product of the gradient with all shifted views of the input, side by side."""
-    seen = jnp.concatenate(list(views(x, spec, taps, g.shape[1:-1])), axis=-1)
-    (out,) = dot(keep(g.reshape(-1, g.shape[-1]).T), seen.reshape(-1, seen.shape[-1]))
-    # Laid out first, or XLA turns the product around to save this small transpose.
-    return row_major(out).T.reshape(*taps, x.shape[-1], g.shape[-1])
 
 
 # --- groups: several channels each, so every group is a convolution of its own -------------------

@@ -22,6 +22,8 @@ def row_major(x: jax.Array) -> jax.Array:
       >>> row_major(jnp.ones((2, 3)).T).shape
       (3, 2)
     """
+    if not isinstance(x, jax.core.Tracer):
+        return x  # a concrete array is row-major as it is
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 

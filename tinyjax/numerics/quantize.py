@@ -28,6 +28,7 @@ __all__ = [
     "affine_range",
     "dequantize",
     "finite_or_nan",
+    "gradient_scales",
     "hash_bits",
     "nearest",
     "qmax",
@@ -58,7 +59,7 @@ def qmax(bits: int) -> int:
 
 
 def abs_max(x: Array, axis: Sequence[int] | None = None) -> Array:
-    """Largest magnitude, axes kept: float32; NaN if NaN or Inf is among them, 0 if nothing is.
+    """Largest magnitude, axes kept: float32; NaN if one is NaN or Inf (or their sum is), 0 if none.
 
     Args:
       x: float array.
@@ -82,6 +83,9 @@ def abs_max(x: Array, axis: Sequence[int] | None = None) -> Array:
 def symmetric_scale(largest: Array, bits: int = 8) -> Array:
     """Scale that maps ``largest`` to ``qmax(bits)``; 1 where ``largest`` is 0.
 
+    So is a subnormal scale, whose tensor rounds to zero; a scale of ``2**126`` or more is Inf.
+    Neither has a reciprocal in float32.
+
     Args:
       largest: magnitudes, as from :func:`abs_max`.
       bits: 2 to 8.
@@ -94,9 +98,41 @@ def symmetric_scale(largest: Array, bits: int = 8) -> Array:
       >>> symmetric_scale(jnp.array([254.0, 0.0])).tolist()
       [2.0, 1.0]
     """
-    scale = largest.astype(jnp.float32) / jnp.float32(qmax(bits))
-    # A subnormal scale has no finite reciprocal; such a tensor rounds to zero.
-    return jnp.where(scale < jnp.finfo(jnp.float32).tiny, jnp.float32(1), scale)
+    # Multiplied, since XLA turns a division by a constant into just that, but not everywhere.
+    scale = largest.astype(jnp.float32) * jnp.float32(1 / qmax(bits))
+    scale = jnp.where(scale < jnp.finfo(jnp.float32).tiny, jnp.float32(1), scale)
+    return jnp.where(scale >= jnp.float32(2.0**126), jnp.float32(jnp.inf), scale)
+
+
+def gradient_scales(g: Array, s_w: Array, bits: int = 8) -> tuple[Array, Array]:
+    """Scales of one gradient for its two products, from one pass over it.
+
+    The input gradient contracts features, so it takes a scale per row, with the weight's
+    per-feature scale folded into ``g``; the weight gradient contracts everything but features,
+    so it takes a scale per feature.
+
+    Args:
+      g: float32 ``[rows, ..., features]``.
+      s_w: float32 ``[features]``, the weight's scales.
+      bits: 2 to 8.
+
+    Returns:
+      ``(s_r, s_g)``: scales of ``g * s_w``, float32 ``[rows, 1.., 1]``, and of ``g``, float32
+      ``[features]``. NaN or Inf in ``g`` makes its feature's ``s_g`` and every ``s_r`` NaN.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> s_r, s_g = gradient_scales(127 * jnp.array([[1.0, 2.0], [3.0, 1.0]]), jnp.array([1.0, 4.0]))
+      >>> s_r.tolist(), s_g.tolist()
+      ([[8.0], [4.0]], [3.0, 2.0])
+    """
+    largest = jnp.max(jnp.abs(g), axis=tuple(range(1, g.ndim - 1)), initial=0.0)
+    # As in abs_max, for NaN. A bias gradient is this very sum, so it is often free.
+    unknown = jnp.float32(0) * jnp.sum(g, axis=tuple(range(g.ndim - 1)))
+    rows = jnp.max(largest * s_w, axis=1, initial=0.0) + jnp.sum(unknown)
+    features = jnp.max(largest, axis=0, initial=0.0) + unknown
+    rows = jnp.expand_dims(rows, tuple(range(1, g.ndim)))
+    return symmetric_scale(rows, bits), symmetric_scale(features, bits)
 
 
 def nearest(t: Array, seed: Array | None = None) -> Array:

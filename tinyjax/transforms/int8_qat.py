@@ -35,6 +35,7 @@ from tinyjax.numerics import (
     conv_form,
     dot_form,
     finite_or_nan,
+    gradient_scales,
     qmax,
     quantize,
     stochastic,
@@ -125,11 +126,10 @@ def int8_qat(*, bits: int = 8, gradient_rounding: Rounding = stochastic) -> Tran
         def backward(kept: Any, g: Array) -> tuple[Array, Array, None]:
             x_q, s_x, w_q, s_w, seed = kept
             rounded = dict(bits=bits, rounding=gradient_rounding, seed=seed)
-            s_r = symmetric_scale(abs_max(g * s_w, range(1, g.ndim)), bits)
-            s_g = symmetric_scale(abs_max(g, range(g.ndim - 1)), bits)
+            s_r, s_g = gradient_scales(g, s_w, bits)
             dx = total(form.dx(quantize(g * s_w, s_r, **rounded), w_q)) * finite_or_nan(s_r)
             dw = total(form.dw(x_q, quantize(g, s_g, **rounded)))
-            return dx, dw * finite_or_nan(s_x * s_g.reshape(-1)), None
+            return dx, dw * finite_or_nan(s_x * s_g), None
 
         product.defvjp(forward, backward)
         return product

@@ -1,0 +1,123 @@
+"""Plots of a report as inline SVG and PNG, drawn by matplotlib without a display."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from experiments.extras import imported
+
+__all__ = ["COLORS", "curves", "png", "strip"]
+
+COLORS = {"float32": "#64748b", "int8": "#0d9488"}
+
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: sharp, small, searchable
+    "svg.hashsalt": "tinyjax",  # equal data give equal bytes
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": "#334155",
+    "axes.edgecolor": "#cbd5e1",
+    "axes.labelcolor": "#64748b",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e9eef5",
+    "xtick.color": "#64748b",
+    "ytick.color": "#64748b",
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+}
+
+
+def curves(arms: Mapping[str, Mapping[str, Sequence[float]]], *, percent: bool = False) -> str:
+    """Lines over epochs 1.., one colour per arm; the first line of an arm solid, others dashed.
+
+    Args:
+      arms: ``{arm: {label of a line: one value per epoch}}``, arms among `COLORS`.
+      percent: whether the values are shares, to be written as percentages.
+
+    Returns:
+      An ``<svg>`` element. Each line is named at its right end.
+    """
+    with imported("matplotlib").rc_context(_STYLE):
+        axes = _axes()
+        ends = []
+        for arm, lines in arms.items():
+            for index, (label, values) in enumerate(lines.items()):
+                epochs = range(1, len(values) + 1)
+                dashes = (0, (4, 2)) if index else "-"
+                axes.plot(epochs, values, color=COLORS[arm], linestyle=dashes, linewidth=2)
+                axes.plot(epochs[-1], values[-1], "o", color=COLORS[arm], markersize=4)
+                ends.append((values[-1], f"{arm} {label}".strip(), COLORS[arm]))
+        _name_ends(axes, ends)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(imported("matplotlib.ticker").MaxNLocator(integer=True))
+        if percent:
+            axes.yaxis.set_major_formatter(imported("matplotlib.ticker").PercentFormatter(1, 0))
+        return _svg(axes.figure)
+
+
+def strip(seconds: Mapping[str, Sequence[float]]) -> str:
+    """Milliseconds per round, one row of dots per arm, with a bar at the median: ``<svg>``."""
+    with imported("matplotlib").rc_context(_STYLE):
+        axes = _axes(height=1.7)
+        for row, (arm, taken) in enumerate(seconds.items()):
+            milliseconds = 1e3 * np.asarray(taken)
+            # Dots of one row are spread in the order of the rounds, so that none hides another.
+            spread = row + np.linspace(-0.22, 0.22, len(taken))
+            axes.scatter(milliseconds, spread, s=22, color=COLORS[arm], alpha=0.55, linewidths=0)
+            middle = float(np.median(milliseconds))
+            axes.plot([middle, middle], [row - 0.36, row + 0.36], color=COLORS[arm], linewidth=3)
+        axes.set_yticks(range(len(seconds)), list(seconds))
+        axes.set_ylim(len(seconds) - 0.4, -0.6)
+        axes.set_xlim(left=0)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("milliseconds per step")
+        return _svg(axes.figure)
+
+
+def png(image: np.ndarray) -> str:
+    """A grey image uint8 [h, w] as a ``data:`` address, dark on white."""
+    buffer = io.BytesIO()
+    imported("matplotlib.image").imsave(buffer, 255 - image, cmap="gray", vmin=0, vmax=255)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _axes(width: float = 4.6, height: float = 3.0) -> Any:
+    """Empty axes of this size in inches, on a figure that no display knows of."""
+    figure = imported("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
+    return figure.add_subplot()
+
+
+def _name_ends(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Writes names beside the right ends of lines, moved apart where they would overlap."""
+    low, high = axes.get_ylim()
+    apart = 0.08 * (high - low)
+    ends = sorted(ends)
+    places = [value for value, _, _ in ends]
+    for _ in range(100):  # neighbours push each other away, equally, until all have room
+        for below, above in pairwise(range(len(places))):
+            push = max(0.0, (apart - (places[above] - places[below])) / 2)
+            places[below], places[above] = places[below] - push, places[above] + push
+    for place, (_, name, color) in zip(places, ends, strict=True):
+        axes.annotate(
+            name,
+            (1.02, place),
+            xycoords=("axes fraction", "data"),
+            color=color,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _svg(figure: Any) -> str:
+    """The ``<svg>`` element of a figure, without prologue and metadata."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :].strip()

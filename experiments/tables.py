@@ -1,0 +1,74 @@
+"""What the command line prints at the end of a run: compact rich tables."""
+
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from experiments.extras import imported
+from experiments.results import Outcome, Record
+
+__all__ = ["demo", "octo"]
+
+
+def octo(outcome: Outcome) -> Any:
+    """One arm: a table of its figures, and where they are."""
+    record = outcome.record
+    metrics = record["metrics"]
+    macs = metrics["macs"]
+    rows = {
+        "test accuracy": f"{metrics['test_accuracy']:.1%}",
+        "  in the arm's own arithmetic": f"{metrics['test_accuracy_as_trained']:.1%}",
+        "step": f"{metrics['step_ms']:.1f} ms",
+        "compilation": f"{metrics['compile_seconds']:.1f} s",
+        "saved for backward": _megabytes(metrics["saved_bytes"]),
+        "scratch memory": _megabytes(metrics["temp_bytes"]),
+        "multiply-accumulates in int8": f"{macs.get('int8', 0) / sum(macs.values()):.0%}",
+    }
+    table = _table(record["name"], "")
+    for label, value in rows.items():
+        table.add_row(label, value)
+    note = f"results: [bold]{outcome.path}[/bold]"
+    if outcome.reused:
+        commit = record["environment"]["commit"]
+        note += (
+            f"\nnot run again: it finished on {record['finished'][:10]} (commit {commit}); "
+            "remove the file to run it anew"
+        )
+    return imported("rich.console").Group(table, note)
+
+
+def demo(record: Record, report: Path) -> Any:
+    """Both arms side by side, and where the report is."""
+    single, whole, summary = (
+        record["metrics"]["float32"],
+        record["metrics"]["int8"],
+        record["summary"],
+    )
+    table = _table("", "float32", f"int{record['config']['bits']}", "")
+    table.add_row(
+        "test accuracy",
+        f"{single['test_accuracy']:.1%}",
+        f"{whole['test_accuracy']:.1%}",
+        f"{summary['accuracy_points']:+.1f} points",
+    )
+    seconds = (median(record["metrics"][f"{arm}_seconds"]) for arm in ("float32", "int8"))
+    table.add_row(
+        "step", *(f"{1e3 * taken:.1f} ms" for taken in seconds), f"{summary['speedup']:.2f}x"
+    )
+    for label, key in (("saved for backward", "saved_bytes"), ("scratch memory", "temp_bytes")):
+        cells = (_megabytes(arm[key]) for arm in (single, whole))
+        table.add_row(label, *cells, f"{summary[key + '_ratio']:.2f}x")
+    table.add_row("multiply-accumulates in int8", "0%", f"{summary['int8_share']:.0%}", "")
+    return imported("rich.console").Group(table, f"report: [bold]{report}[/bold]")
+
+
+def _table(*headings: str) -> Any:
+    """An empty table, labels to the left and figures to the right."""
+    table = imported("rich.table").Table(box=imported("rich.box").SIMPLE_HEAD)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index else "left")
+    return table
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"

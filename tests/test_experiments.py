@@ -1,0 +1,312 @@
+"""Models, measurements, the training loop, results and the command line of the experiments."""
+
+import json
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import data, demo, extras, measure, models, octo, report, results, train
+from experiments.__main__ import main
+from experiments.errors import UserError
+
+TINY = ("epochs=1", "batch=10", "limit=20", "model=mlp")  # compiles fast, learns nothing
+
+
+def command(*words: object) -> list[str]:
+    return [str(word) for word in words]
+
+
+# --- models --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "parameters"),
+    [
+        (models.SmallCnn(), (28, 28, 1), 141_130),
+        (models.Vgg6(), (32, 32, 3), 1_147_978),
+        (models.Mlp(), (32, 32, 3), 4_206_602),
+        (models.Mlp(hidden=(8,)), (2, 2, 1), 4 * 8 + 8 + 8 * 10 + 10),
+        (models.SimpleCnn(), (28, 28, 1), 433_890),
+    ],
+)
+def test_models_have_the_stated_size(model, shape, parameters):
+    images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+    assert (logits.shape, logits.dtype) == ((2, 10), jnp.float32)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == parameters
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 6, 3), (1, 7, 5, 2)])
+def test_pools_agree(shape, rng):
+    x = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    np.testing.assert_array_equal(models.slice_max_pool(x), models.max_pool(x))
+    g = [jax.grad(lambda x, pool=pool: (pool(x) ** 2).sum())(x) for pool in POOLS]
+    np.testing.assert_array_equal(*g)
+
+
+POOLS = (models.max_pool, models.slice_max_pool)
+
+
+def test_the_pool_of_a_model_can_be_swapped():
+    images = jnp.ones((2, 8, 8, 1))
+    stock, swapped = (models.SmallCnn(((4,),), pool=pool) for pool in POOLS)
+    variables = jax.jit(stock.init)(jax.random.key(0), images)
+    np.testing.assert_array_equal(stock.apply(variables, images), swapped.apply(variables, images))
+
+
+# --- measurements --------------------------------------------------------------------------------
+
+
+def test_saved_bytes_counts_what_is_kept_and_not_what_is_alive():
+    x, w, v = jnp.ones((4, 8)), jnp.ones((8, 16)), jnp.ones((16, 2))
+    # A product keeps its operands: x and w, v are alive anyway, only x @ w is new.
+    product = lambda params, x: (x @ params[0] @ params[1]).sum()  # noqa: E731
+    assert measure.saved_bytes(product, (w, v), x) == 4 * 16 * 4
+    assert measure.saved_bytes(lambda w, x: (x @ w).sum(), w, x) == 0
+    half = lambda w, x: (x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16)).sum()  # noqa: E731
+    assert measure.saved_bytes(half, w, x) == 4 * 8 * 2  # a cast copy counts
+    assert measure.saved_bytes(lambda w: 3.0 * w.sum(), w) == 0
+
+
+def test_temp_bytes_and_compile_seconds():
+    x = jnp.ones((64, 64))
+    program, seconds = measure.compiled(lambda x: jnp.sin(x @ x) @ x, x)
+    assert seconds > 0
+    assert measure.temp_bytes(program) >= x.nbytes
+
+
+def test_interleaved_takes_turns_after_a_warm_up():
+    calls = []
+    fns = {name: lambda name=name: calls.append(name) for name in "ab"}
+    seconds = measure.interleaved(fns, 3)
+    assert calls == list("ab" * 4)
+    assert {name: len(taken) for name, taken in seconds.items()} == {"a": 3, "b": 3}
+    with pytest.raises(ValueError, match="rounds=0 measures nothing"):
+        measure.interleaved(fns, 0)
+
+
+def test_environment_is_json():
+    found = json.loads(json.dumps(measure.environment()))
+    assert found["jax"] == jax.__version__
+    assert {"python", "jaxlib", "flax", "numpy", "cpu", "cores", "commit"} <= set(found)
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+class Tiny(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(10)(x.reshape(x.shape[0], -1))
+
+
+@pytest.fixture(scope="module")
+def split():
+    return data.first(data.load("fashion_mnist_sample").train, 100)
+
+
+def a_fit(split, folder, watch, epochs=4):
+    state = train.create_state(
+        Tiny(), np.zeros((1, 28, 28, 1), np.float32), learning_rate=0.1, steps=20, seed=0
+    )
+    test = lambda state: train.evaluate(state, split)  # noqa: E731
+    return train.fit(
+        train.train_step,
+        state,
+        split,
+        test,
+        epochs=epochs,
+        batch=20,
+        seed=3,
+        folder=folder,
+        watch=watch,
+    )
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, split):
+    steps = []
+
+    def watch(done, standing):
+        steps.append(done)
+        if len(steps) == 13:  # in the middle of the third epoch of five steps
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        a_fit(split, tmp_path / "run", watch)
+    steps.clear()
+    resumed = a_fit(split, tmp_path / "run", lambda done, standing: steps.append(done))
+    assert steps[0] == 11  # the third epoch again, the first two not
+    whole = a_fit(split, None, lambda done, standing: None)
+    for a, b in zip(*map(jax.tree.leaves, (resumed.state, whole.state)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert [e[:4] for e in resumed.history] == [e[:4] for e in whole.history]
+    assert whole.history[-1].train_loss < whole.history[0].train_loss
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, split):
+    first = a_fit(split, tmp_path, lambda done, standing: None, epochs=2)
+    steps = []
+    again = a_fit(split, tmp_path, lambda done, standing: steps.append(done), epochs=2)
+    assert steps == [10]  # told once that all is done
+    assert again.history == first.history
+
+
+def test_a_damaged_checkpoint_is_named_with_the_cure(tmp_path, split):
+    a_fit(split, tmp_path, lambda done, standing: None, epochs=1)
+    for path in (tmp_path / "1" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"cannot be read .* remove .* to start over"):
+        a_fit(split, tmp_path, lambda done, standing: None, epochs=2)
+
+
+def test_evaluation_weighs_a_ragged_last_piece(split):
+    state = train.create_state(
+        Tiny(), np.zeros((1, 28, 28, 1), np.float32), learning_rate=0.1, steps=20, seed=0
+    )
+    whole, pieces = (train.evaluate(state, split, batch) for batch in (100, 30))
+    np.testing.assert_allclose(pieces, whole, rtol=1e-6)  # float32 means, added in another order
+    with pytest.raises(ValueError, match="no images to evaluate on"):
+        train.evaluate(state, data.first(split, 0))
+
+
+# --- experiments ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", octo.CONFIGS)
+def test_every_configuration_runs(name):
+    config = octo.smoke(octo.CONFIGS[name])
+    if not data.available(config.dataset):
+        pytest.skip(f"{config.dataset} is not in {data.folder(config.dataset)}")
+    found = octo.run(config)
+    assert len(found.history) == config.epochs
+    assert np.isfinite(found.history[-1].train_loss)
+    assert found.saved_bytes > 0
+    assert found.macs.get("int8" if config.bits == 8 else "float32", 0) > 0
+    assert octo.results(json.loads(json.dumps(results.plain(found)))) == found
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "lenet"}, "model='lenet' is unknown: choose one of small_cnn"),
+        ({"dataset": "cifar"}, "dataset='cifar' is unknown"),
+        ({"bits": 9}, "bits=9 is not supported: choose 2 to 8, or 32"),
+        ({"epochs": 0}, "epochs=0 is too small: choose 1 or more"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan cannot train"),
+    ],
+)
+def test_impossible_configurations_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        octo.Config(**changes)
+    with pytest.raises(UserError, match="leaves nothing to compare"):
+        demo.Config(bits=32)
+
+
+def test_runs_that_differ_never_share_a_file(tmp_path):
+    run = lambda folder: octo.Results((), 0, 0, 0, 0, 0, 0, {}, 0, 0, 0)  # noqa: E731
+    paths = {results.once("a", octo.Config(seed=seed), tmp_path, run).path for seed in (0, 1)}
+    assert len(paths) == 2
+    taken = paths.pop()
+    taken.write_text("{}")
+    with pytest.raises(UserError, match="is not a record of this configuration: remove it"):
+        [results.once("a", octo.Config(seed=seed), tmp_path, run) for seed in (0, 1)]
+    taken.write_text("[")
+    with pytest.raises(UserError, match=r"cannot be read .* remove it"):
+        results.read(taken)
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+def test_octo_writes_json_and_reuses_it(tmp_path, capsys):
+    words = command("octo", "--config", "float32", "--set", *TINY, "--seed", 7, "--out", tmp_path)
+    assert main(words) == 0
+    (path,) = tmp_path.iterdir()  # and no checkpoints left
+    record = results.read(path)
+    assert record["config"]["seed"] == 7
+    assert record["config"]["model"] == "mlp"
+    assert record["environment"]["jax"] == jax.__version__
+    assert record["command"].startswith("python -m experiments octo --config float32")
+    assert "not run again" not in capsys.readouterr().out
+    written = path.read_bytes()
+    assert main(words) == 0
+    assert "not run again" in capsys.readouterr().out
+    assert path.read_bytes() == written
+
+
+class Links(HTMLParser):
+    """Collects whatever would make a browser fetch something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        links = {key: value or "" for key, value in attrs if key in ("src", "href", "xlink:href")}
+        self.fetched += [v for v in links.values() if not v.startswith(("data:", "#"))]
+        if tag in ("script", "link", "iframe", "object", "embed"):
+            self.fetched.append(tag)
+
+
+def test_demo_writes_a_self_contained_report(tmp_path, capsys):
+    assert main(command("demo", "--smoke", "--set", "model=mlp", "--out", tmp_path)) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "results.json"]
+    record = results.read(tmp_path / "results.json")
+    assert record["summary"]["int8_share"] == 1
+    assert record["summary"]["speedup"] > 0
+    assert record["metrics"]["float32"]["macs"].keys() == {"float32"}
+    assert len(record["metrics"]["int8_seconds"]) == record["config"]["rounds"]
+    page = (tmp_path / "report.html").read_text()
+    links = Links()
+    links.feed(page)
+    assert links.fetched == []
+    assert "url(http" not in page
+    assert "@import" not in page
+    assert page.count("<svg") == 3
+    assert record["command"] in page
+    assert "report.html" in capsys.readouterr().out.replace("\n", "")
+    assert report.page(record) == page  # of the same record, the same report
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("octo --config int9", "octo has no configuration 'int9': choose one of float32, int8"),
+        ("demo --config int8", "demo has no configuration 'int8': choose one of sample, full"),
+        ("octo --set epoch=3", "there is no setting 'epoch': choose one of model, dataset, bits"),
+        ("octo --set epochs=ten", "epochs='ten' is not a whole number: write one"),
+        ("octo --set batch=20 learning_rate=fast", "learning_rate='fast' is not a number"),
+        ("octo --set epochs", "--set 'epochs' is not of the form key=value: add the value"),
+        ("octo --set epochs=1 --set bits=1", "bits=1 is not supported"),
+        ("octo --seed -1", "seed=-1 is too small: choose 0 or more"),
+        ("octo --set batch=100000", "batch=100000 does not fit 4000 items"),
+    ],
+)
+def test_mistakes_are_answered_in_one_sentence(words, message, tmp_path, capsys):
+    assert main([*words.split(), "--out", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_a_missing_extra_is_named(tmp_path, monkeypatch, capsys):
+    def absent(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(extras, "importlib", SimpleNamespace(import_module=absent))
+    assert main(command("demo", "--out", tmp_path)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("the package 'tyro', which is missing: install tinyjax[experiments]")
+
+
+def test_an_unknown_experiment_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["sgd"])
+    assert stop.value.code == 2
+    assert "octo" in capsys.readouterr().err
