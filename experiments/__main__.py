@@ -25,9 +25,9 @@ class Arguments:
     experiment: Literal["octo", "demo"]
     """octo: train one arm, write its JSON. demo: train both arms, write JSON and a report."""
     config: str | None = None
-    """Name of the configuration, by default int8 (octo) or sample (demo); help lists them all."""
+    """Name of the configuration, by default int8 (octo) or sample (demo); "?" lists them."""
     set: tuple[tuple[str, ...], ...] = ()
-    """Changes to the configuration, key=value; --set help=1 lists the keys."""
+    """Changes to the configuration, key=value; "?=" lists the keys."""
     smoke: bool = False
     """Train on so little that it takes seconds, to see that it runs."""
     seed: int | None = None
@@ -74,16 +74,17 @@ def _octo(given: Arguments, command: str) -> None:
 def _demo(given: Arguments, command: str) -> None:
     from experiments import demo, report, tables
     from experiments.progress import bars
-    from experiments.results import record, write
+    from experiments.results import digest, record, write
 
     name, config = _chosen(given, demo, "sample")
     out = given.out or Path("out/demo")
-    results = demo.run(config, out / "unfinished", bars)
+    unfinished = out / f"unfinished-{digest(config)}"
+    results = demo.run(config, unfinished, bars)
     found = record(config, results, name=name, experiment="demo", command=command)
     found["summary"] = demo.summary(results)._asdict()
     write(out / "results.json", found)
     (out / "report.html").write_text(report.page(found), encoding="utf-8")
-    shutil.rmtree(out / "unfinished")
+    shutil.rmtree(unfinished)
     imported("rich").print(tables.demo(found, out / "report.html"))
 
 

@@ -28,9 +28,9 @@ def bars(name: str, steps: int) -> Iterator[Watch]:
     """A `Follow` that draws a progress bar on the terminal, one line per run."""
     progress = imported("rich.progress")
     columns = (
-        progress.TextColumn("{task.description:<10}"),
-        progress.BarColumn(bar_width=24),
-        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.description:<7}"),
+        progress.BarColumn(bar_width=18),
+        progress.TaskProgressColumn(),
         progress.TimeElapsedColumn(),
         progress.TextColumn("{task.fields[standing]}"),
     )

@@ -94,7 +94,7 @@ def write(path: Path, content: Record) -> None:
     """Writes a record whole or not at all; makes the folder where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".json.partial")
-    beside.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n")
+    beside.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(beside, path)
 
 

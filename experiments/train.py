@@ -200,5 +200,5 @@ def _standing(epochs: int, history: tuple[Epoch, ...]) -> str:
     last = history[-1]
     return (
         f"epoch {min(len(history) + 1, epochs)}/{epochs}  loss {last.train_loss:.3f}  "
-        f"test accuracy {last.test_accuracy:.1%}  {last.step_ms:.0f} ms/step"
+        f"test {last.test_accuracy:.1%}"
     )

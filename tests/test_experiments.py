@@ -178,7 +178,13 @@ def test_evaluation_weighs_a_ragged_last_piece(split):
 # --- experiments ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", octo.CONFIGS)
+# The arms on a full set are those on the sample with other data: compiling them again is slow.
+SLOW = {name: pytest.mark.slow for name in octo.CONFIGS if name.endswith("_full")}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=SLOW.get(name, ())) for name in octo.CONFIGS]
+)
 def test_every_configuration_runs(name):
     config = octo.smoke(octo.CONFIGS[name])
     if not data.available(config.dataset):

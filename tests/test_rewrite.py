@@ -319,12 +319,6 @@ def test_nothing_to_transform():
         rewrite(identity(), lambda p, x: x + p["b"]).apply({}, {"b": jnp.ones(3)}, jnp.ones(3))
 
 
-def test_a_transform_that_selects_nothing():
-    tx = Transform(lambda site: (), identity().call, lambda sites: frozenset())
-    with pytest.raises(ValueError, match=r"selects none of the sites \['w'\]"):
-        rewrite(tx, lambda p, x: x @ p["w"]).apply({}, {"w": jnp.eye(2)}, jnp.ones((1, 2)))
-
-
 def test_missing_variables():
     tx = Transform(lambda site: jnp.ones(()), identity().call)
     with pytest.raises(ValueError, match=r"variables at 'w', and none were given: make them with"):

@@ -211,7 +211,8 @@ def test_variables_survive_orbax(rng, tmp_path):
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", state)
         checkpointer.wait_until_finished()
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, jax.tree.map(jnp.asarray, fresh))
+        arrays = jax.tree.map(lambda leaf: jnp.array(leaf), fresh)
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, arrays)
         loaded = checkpointer.restore(tmp_path / "state", shapes)
     jax.tree.map(np.testing.assert_array_equal, loaded, state)
 

@@ -2,7 +2,7 @@
 
 from tinyjax import numerics, transforms
 from tinyjax.audit import count_macs
-from tinyjax.base import Epilogue, Op, Site, Sited, TrainStep, Transform
+from tinyjax.base import Epilogue, Op, Pattern, Site, Sited, TrainStep, Transform
 from tinyjax.combine import at, chain, identity, where
 from tinyjax.rewrite import Rewritten, rewrite, sites
 from tinyjax.step import attach, detach, over_step
@@ -11,6 +11,7 @@ from tinyjax.transforms import int8_qat
 __all__ = [
     "Epilogue",
     "Op",
+    "Pattern",
     "Rewritten",
     "Site",
     "Sited",

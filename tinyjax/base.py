@@ -8,13 +8,13 @@ feeds (bias, norm, activation, pooling) travels with it as an *epilogue*.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 from jax import lax
 
-__all__ = ["Epilogue", "Op", "Site", "Sited", "TrainStep", "Transform", "Vars", "every", "unchanged"]
+__all__ = ["Epilogue", "Op", "Pattern", "Site", "Sited", "TrainStep", "Transform", "Vars", "unchanged"]
 
 Array = jax.Array
 Vars = Any  # a pytree: the variables a transform keeps for one site; () if none
@@ -110,9 +110,24 @@ class Op:
         return z if epilogue is None else epilogue.fn(z, *epilogue.captured)
 
 
-def every(sites: Sequence[Site]) -> frozenset[str]:
-    """The default of ``Transform.select``: the paths of all sites."""
-    return frozenset(site.path for site in sites)
+class Pattern(NamedTuple):
+    """A named predicate of sites. One that holds nowhere is an error, so that no typo is silent.
+
+    Attributes:
+      name: how it is called in messages, ``"at('Conv_0')"``.
+      holds: whether a site is meant.
+
+    Example:
+      >>> import tinyjax
+      >>> tinyjax.at("Conv_0", tinyjax.identity()).patterns[0].name
+      "at('Conv_0')"
+    """
+
+    name: str
+    holds: Callable[[Site], bool]
+
+
+EVERYWHERE = Pattern("every site", lambda site: True)
 
 
 class Transform(NamedTuple):
@@ -124,8 +139,7 @@ class Transform(NamedTuple):
         op's output ``op(x, w, **overrides)`` computed this transform's way; or, from a transform
         that takes the epilogue over (or hands it on: ``op(x, w, epilogue, **overrides)``), the
         tuple of the epilogue's exits. ``key`` is a PRNG key of this site and step, or ``None``.
-      select: ``select(sites) -> paths``: the sites this transform changes, from all there are;
-        it raises ``ValueError`` if a pattern matches nothing.
+      patterns: the sites it is for are those for which any of these holds.
 
     A transform is itself callable: ``transform(step)`` lifts it onto a train step
     (:func:`tinyjax.over_step`).
@@ -146,7 +160,11 @@ class Transform(NamedTuple):
 
     init: Callable[[Site], Vars]
     call: Callable[..., tuple[Any, Vars]]
-    select: Callable[[Sequence[Site]], frozenset[str]] = every
+    patterns: tuple[Pattern, ...] = (EVERYWHERE,)
+
+    def selects(self, site: Site) -> bool:
+        """Whether this transform is for a site."""
+        return any(pattern.holds(site) for pattern in self.patterns)
 
     def __call__(self, step: TrainStep) -> TrainStep:
         from tinyjax.step import over_step

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from tinyjax.base import Array, Op, Site, Transform, Vars, unchanged
+from tinyjax.base import EVERYWHERE, Array, Op, Pattern, Site, Transform, Vars, unchanged
 
 __all__ = ["at", "chain", "identity", "where"]
 
@@ -36,8 +36,9 @@ def identity() -> Transform:
 def chain(*txs: Transform) -> Transform:
     """Nests transforms: the first is outermost and sees the activation first.
 
-    Variables are the tuple of the members' variables. Only the first may change its variables,
-    since an inner op may run inside another transform's derivative, where state cannot leave.
+    At each site the members that select it are nested. Variables are the tuple of the members'
+    variables. Only the outermost may change its own, since an inner op may run inside another
+    transform's derivative, where state cannot leave.
 
     Args:
       *txs: transforms; one that computes the op itself, such as ``int8_qat``, goes last.
@@ -59,32 +60,36 @@ def chain(*txs: Transform) -> Transform:
         raise ValueError("chain() was given no transforms: give it at least one, or use identity()")
 
     def init(site: Site) -> Vars:
-        return tuple(tx.init(site) for tx in txs)
+        return tuple(tx.init(site) if tx.selects(site) else () for tx in txs)
 
     def call(
         op: Op, site: Site, vars: Vars, key: Any, x: Array, w: Array, epilogue: Any, **overrides: Any
     ) -> tuple[Any, Vars]:
-        def member(i: int) -> Callable[..., tuple[Any, Vars]]:
+        # Members that are not for this site are left out, so that the last one sees the bare op.
+        first, *others = (i for i, tx in enumerate(txs) if tx.selects(site))
+
+        def around(op: Any, i: int) -> Callable[..., tuple[Any, Vars]]:
             subkey = None if key is None else jax.random.fold_in(key, i)
-            inner = functools.partial(stateless, i + 1) if i + 1 < len(txs) else op
-            return functools.partial(txs[i].call, inner, site, vars[i], subkey)
+            return functools.partial(txs[i].call, op, site, vars[i], subkey)
 
-        def stateless(i: int, x: Array, w: Array, epilogue: Any = None, **overrides: Any) -> Any:
-            y, new = member(i)(x, w, epilogue, **overrides)
-            if not unchanged(new, vars[i]):
-                raise ValueError(
-                    f"member {i} of chain() changed its variables at {site.path!r}, which only "
-                    "the first member may do: put it first"
-                )
-            return y
+        def stateless(op: Any, i: int) -> Callable[..., Any]:
+            def inner(x: Array, w: Array, epilogue: Any = None, **overrides: Any) -> Any:
+                y, new = around(op, i)(x, w, epilogue, **overrides)
+                if not unchanged(new, vars[i]):
+                    raise ValueError(
+                        f"member {i} of chain() changed its variables at {site.path!r}, which "
+                        "only the first member may do: put it first"
+                    )
+                return y
 
-        y, first = member(0)(x, w, epilogue, **overrides)
-        return y, (first, *vars[1:])
+            return inner
 
-    def select(sites: Sequence[Site]) -> frozenset[str]:
-        return frozenset().union(*(tx.select(sites) for tx in txs))
+        for i in reversed(others):
+            op = stateless(op, i)
+        y, new = around(op, first)(x, w, epilogue, **overrides)
+        return y, (*vars[:first], new, *vars[first + 1 :])
 
-    return Transform(init, call, select)
+    return Transform(init, call, tuple(pattern for tx in txs for pattern in tx.patterns))
 
 
 def where(pred: Callable[[Site], bool], tx: Transform) -> Transform:
@@ -144,23 +149,10 @@ def at(pattern: str, tx: Transform) -> Transform:
 
 
 def _where(pred: Callable[[Site], bool], tx: Transform, name: str) -> Transform:
-    def init(site: Site) -> Vars:
-        return tx.init(site) if pred(site) else ()
+    def narrowed(pattern: Pattern) -> Pattern:
+        return Pattern(
+            name if pattern is EVERYWHERE else f"{name} of {pattern.name}",
+            lambda site: pred(site) and pattern.holds(site),
+        )
 
-    def call(
-        op: Op, site: Site, vars: Vars, key: Any, x: Array, w: Array, epilogue: Any, **overrides: Any
-    ) -> tuple[Any, Vars]:
-        if not pred(site):
-            return op(x, w, epilogue, **overrides), vars
-        return tx.call(op, site, vars, key, x, w, epilogue, **overrides)
-
-    def select(sites: Sequence[Site]) -> frozenset[str]:
-        matching = [site for site in sites if pred(site)]
-        if not matching:
-            raise ValueError(
-                f"{name} matched none of the sites {[site.path for site in sites]}: "
-                "name at least one of them"
-            )
-        return tx.select(matching)
-
-    return Transform(init, call, select)
+    return tx._replace(patterns=tuple(map(narrowed, tx.patterns)))

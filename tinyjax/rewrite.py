@@ -139,16 +139,17 @@ def _select(tx: Transform, found: graph.Found) -> frozenset[str]:
             "pass the function that holds the weights as its first argument, and see what is "
             "found with tinyjax.sites(apply, params, *args)"
         )
-    selected = frozenset(tx.select(candidates))
+    for pattern in tx.patterns:
+        if not any(map(pattern.holds, candidates)):
+            raise ValueError(
+                f"{pattern.name} matched none of the sites {[s.path for s in candidates]}: "
+                "name at least one of them"
+            )
+    selected = frozenset(site.path for site in candidates if tx.selects(site))
     for path in sorted(selected & set(found.looped)):
         raise ValueError(
             f"site {path!r} is in the body of a {found.looped[path][1]}, which a rewrite does not "
             "enter: rewrite the body function instead, or leave the site out with where(...)"
-        )
-    if not selected:
-        raise ValueError(
-            f"the transform selects none of the sites {[s.path for s in candidates]}: let its "
-            "select return at least one"
         )
     return selected
 

@@ -1,0 +1,225 @@
+"""int8_qat against its NumPy oracle: forward, input gradient, weight gradient."""
+
+import zlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import tinyjax
+from tests.oracles import int8_qat as oracle
+from tinyjax import at, chain, identity, int8_qat, numerics, rewrite, where
+
+NUMBERS = ("NHWC", "HWIO", "NHWC")
+
+
+def conv_apply(strides=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1):
+    def apply(p, x):
+        return lax.conv_general_dilated(
+            x, p["w"], strides, padding, rhs_dilation=dilation,
+            dimension_numbers=NUMBERS, feature_group_count=groups,
+        )  # fmt: skip
+
+    return apply, (strides, padding, dilation, groups)
+
+
+def floats(rng, *shape):
+    return rng.normal(size=shape).astype(np.float32)
+
+
+def run(tx, apply, w, x, g, key=None):
+    """Output and both gradients of one site under a transform."""
+    f = lambda w, x: rewrite(tx, apply).apply({}, {"w": w}, x, key=key)[0]
+    y, pull = jax.vjp(jax.jit(f), jnp.asarray(w), jnp.asarray(x))
+    dw, dx = pull(jnp.asarray(g))
+    return y, dx, dw
+
+
+def seed_of(key, path="w"):
+    """The seed of one site: the key folded with the path, as the transform draws it."""
+    return int(jax.random.bits(jax.random.fold_in(key, zlib.crc32(path.encode())), (), jnp.uint32))
+
+
+def close(got, want):
+    """Equal codes and integer sums; the float32 scale product may round once more."""
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=3e-7 * 2, atol=1e-30)
+
+
+@pytest.mark.parametrize("bits", [8, 6, 2])
+@pytest.mark.parametrize("shape", [(4, 3, 5), (1, 7, 2), (9, 33, 17), (2, 1, 1)])
+def test_dense_equals_the_oracle(rng, shape, bits):
+    m, k, n = shape
+    x, w, g = floats(rng, m, k), floats(rng, k, n), floats(rng, m, n)
+    apply, key = lambda p, x: x @ p["w"], jax.random.key(3)
+    nearest = int8_qat(bits=bits, gradient_rounding=numerics.nearest)
+    close(run(nearest, apply, w, x, g), oracle.dot(x, w, g, bits))
+    got = run(int8_qat(bits=bits), apply, w, x, g, key)
+    close(got, oracle.dot(x, w, g, bits, seed=seed_of(key)))
+
+
+@pytest.mark.parametrize(
+    "shapes, options",
+    [
+        (((2, 6, 5, 4), (3, 3, 4, 20)), {}),
+        (((2, 12, 9, 3), (3, 3, 3, 18)), {}),
+        (((1, 9, 8, 4), (3, 3, 4, 6)), {"strides": (2, 2)}),
+        (((1, 9, 8, 4), (3, 3, 4, 18)), {"dilation": (2, 1), "padding": ((2, 2), (1, 1))}),
+        (((2, 5, 6, 6), (3, 3, 1, 6)), {"groups": 6}),
+        (((2, 5, 6, 6), (3, 3, 3, 4)), {"groups": 2, "padding": ((0, 0), (1, 0))}),
+    ],
+)
+def test_convolution_equals_the_oracle(rng, shapes, options):
+    x, w = (floats(rng, *s) for s in shapes)
+    apply, spec = conv_apply(**options)
+    g, key = floats(rng, *apply({"w": w}, x).shape), jax.random.key(9)
+    nearest = int8_qat(gradient_rounding=numerics.nearest)
+    close(run(nearest, apply, w, x, g), oracle.conv(x, w, g, 8, spec))
+    close(run(int8_qat(), apply, w, x, g, key), oracle.conv(x, w, g, 8, spec, seed_of(key)))
+
+
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (nn.Conv(7, (4,), strides=2), (2, 11, 3)),
+        (nn.Conv(4, (2, 3, 2)), (1, 4, 5, 3, 2)),
+        (nn.ConvTranspose(6, (3, 3), strides=(2, 2)), (2, 5, 4, 3)),
+        (nn.Dense(5), (2, 3, 4)),
+        (nn.DenseGeneral((2, 3), axis=(-2, -1)), (4, 3, 5)),
+        (nn.Conv(8, (3, 3), feature_group_count=4), (1, 6, 6, 8)),
+        (nn.Dense(3), (4,)),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else str(v),
+)
+def test_layers_of_every_shape_stay_close_to_float(rng, layer, shape):
+    x = jnp.asarray(floats(rng, *shape))
+    variables = layer.init(jax.random.key(0), x)
+    loss = lambda f: lambda v, x: jnp.sum(jnp.sin(f(v, x)))
+    quantized = lambda v, x: rewrite(int8_qat(), layer.apply).apply({}, v, x, key=jax.random.key(1))[0]
+    got = jax.jit(jax.grad(loss(quantized), (0, 1)))(variables, x)
+    want = jax.grad(loss(layer.apply), (0, 1))(variables, x)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert a.dtype == b.dtype
+        cosine = jnp.vdot(a, b) / (jnp.linalg.norm(a) * jnp.linalg.norm(b))
+        assert cosine > 0.99
+
+
+def test_channels_first_is_channels_last(rng):
+    x, w = floats(rng, 2, 3, 6, 5), floats(rng, 20, 3, 3, 3)
+    first = lambda p, x: lax.conv_general_dilated(x, p["w"], (1, 1), "SAME")  # NCHW, OIHW
+    apply, _ = conv_apply()
+    last, _ = rewrite(int8_qat(), apply).apply(
+        {}, {"w": jnp.asarray(w.transpose(2, 3, 1, 0))}, jnp.asarray(x.transpose(0, 2, 3, 1))
+    )
+    got, _ = rewrite(int8_qat(), first).apply({}, {"w": jnp.asarray(w)}, jnp.asarray(x))
+    np.testing.assert_array_equal(got.transpose(0, 2, 3, 1), last)
+
+
+def test_low_precision_models_keep_their_dtype(rng):
+    x, w = (jnp.asarray(floats(rng, 8, 8), jnp.bfloat16) for _ in range(2))
+    y, dx, dw = run(int8_qat(), lambda p, x: x @ p["w"], w, x, jnp.ones((8, 8), jnp.bfloat16), jax.random.key(0))
+    assert {y.dtype, dx.dtype, dw.dtype} == {jnp.dtype(jnp.bfloat16)}
+    np.testing.assert_allclose(y.astype(jnp.float32), (x @ w).astype(jnp.float32), atol=0.3)
+
+
+def test_the_mean_of_many_stochastic_gradients_converges(rng):
+    x, w, g = floats(rng, 16, 24), floats(rng, 24, 12), floats(rng, 16, 12)
+    g *= np.exp(rng.normal(size=(16, 1))).astype(np.float32)
+    apply = lambda p, x: x @ p["w"]
+    exact = run(int8_qat(gradient_rounding=numerics.nearest), apply, w, x, g)
+
+    def gradients(key):
+        f = lambda w, x: rewrite(int8_qat(bits=4), apply).apply({}, {"w": w}, x, key=key)[0]
+        return jax.vjp(f, jnp.asarray(w), jnp.asarray(x))[1](jnp.asarray(g))
+
+    keys = jax.random.split(jax.random.key(0), 256)
+    dws, dxs = jax.jit(jax.vmap(gradients))(keys)
+    # Codes of x and w are 4-bit here and the same in every draw, so compare with their mean.
+    for draws in (dws, dxs):
+        mean = draws.mean(0)
+        one = jnp.linalg.norm(draws[0] - mean)
+        half = jnp.linalg.norm(draws[:64].mean(0) - draws[64:].mean(0))
+        # 64 and 192 independent draws: 0.144 of one; seven tenths more for chance.
+        assert half < 0.25 * one
+    assert np.isfinite(exact[0]).all()
+
+
+def test_kept_for_backward_is_int8(rng):
+    apply, _ = conv_apply()
+    w, x = jnp.asarray(floats(rng, 3, 3, 8, 20)), jnp.asarray(floats(rng, 4, 8, 8, 8))
+    _, pull = jax.vjp(lambda w, x: rewrite(int8_qat(), apply).apply({}, {"w": w}, x)[0], w, x)
+    large = [leaf for leaf in jax.tree.leaves(pull) if leaf.size > 20]
+    assert sorted((leaf.dtype.name, leaf.size) for leaf in large) == [
+        ("int8", w.size),
+        ("int8", x.size),
+    ]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+def test_bad_values_propagate(rng, bad, kind):
+    if kind == "dense":
+        apply, x, w = (lambda p, x: x @ p["w"]), floats(rng, 4, 6), floats(rng, 6, 20)
+    else:
+        apply, x, w = conv_apply()[0], floats(rng, 2, 5, 5, 3), floats(rng, 3, 3, 3, 20)
+    g = np.ones(apply({"w": w}, x).shape, np.float32)
+    tx, key = int8_qat(), jax.random.key(0)
+    flat = x.copy().reshape(-1)
+    flat[5] = bad
+    y, _, dw = run(tx, apply, w, flat.reshape(x.shape), g, key)
+    assert np.isnan(y).all()
+    assert np.isnan(dw).all()
+    sick = w.copy()
+    sick[..., 3].flat[0] = bad
+    y, dx, _ = run(tx, apply, sick, x, g, key)
+    assert np.isnan(y[..., 3]).all()
+    assert np.isfinite(np.delete(y, 3, -1)).all()
+    assert np.isnan(dx).all()
+    sick = g.copy()
+    sick[..., 3].flat[0] = bad
+    _, dx, dw = run(tx, apply, w, x, sick, key)
+    assert np.isnan(dx).all()
+    assert np.isnan(dw[..., 3]).all()
+    assert np.isfinite(np.delete(dw, 3, -1)).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-38, 1e-45])
+def test_zeros_and_tiny_values_give_zeros(value):
+    x, w, g = np.full((2, 3), value, np.float32), np.ones((3, 2), np.float32), np.zeros((2, 2), np.float32)
+    y, dx, dw = run(int8_qat(), lambda p, x: x @ p["w"], w, x, g, jax.random.key(0))
+    assert np.abs(y).max() <= 3.01 * value
+    assert (dx == 0).all()
+    assert (dw == 0).all()
+
+
+@pytest.mark.parametrize("bits", [1, 9, 8.0, None])
+def test_bits(bits):
+    with pytest.raises(ValueError, match="use an int from 2 to 8"):
+        int8_qat(bits=bits)
+
+
+@pytest.mark.parametrize("x, w", [((0, 3), (3, 2)), ((2, 0), (0, 2)), ((2, 3), (3, 0))])
+def test_empty_axes(x, w):
+    with pytest.raises(ValueError, match=r"'w' has an empty axis .*: drop empty batches"):
+        rewrite(int8_qat(), lambda p, x: x @ p["w"]).apply({}, {"w": jnp.ones(w)}, jnp.ones(x))
+
+
+def test_it_goes_last_in_a_chain():
+    tx = chain(int8_qat(), identity())
+    with pytest.raises(ValueError, match=r"'w' int8_qat would bypass another transform.*put it last"):
+        rewrite(tx, lambda p, x: x @ p["w"]).apply({}, {"w": jnp.eye(2)}, jnp.ones((1, 2)))
+
+
+def test_a_policy_per_site(rng):
+    apply = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"] @ p["c"]
+    params = {k: jnp.asarray(floats(rng, 8, 8)) for k in "abc"}
+    x = jnp.asarray(floats(rng, 4, 8))
+    tx = chain(at("a", int8_qat(bits=8)), where(lambda site: site.path == "c", int8_qat(bits=4)))
+    run = lambda p: rewrite(tx, apply).apply({}, p, x)[0]
+    assert tinyjax.count_macs(run, params) == {"int8": 2 * 4 * 8 * 8, "float32": 4 * 8 * 8}
+    by_hand = rewrite(where(lambda site: site.path == "c", int8_qat(bits=4)), apply)
+    half = lambda p, x: by_hand.apply({}, p, x)[0]
+    np.testing.assert_array_equal(run(params), rewrite(at("a", int8_qat()), half).apply({}, params, x)[0])
