@@ -39,7 +39,7 @@ class Config(octo.Config):
 
 CONFIGS: dict[str, Config] = {
     "sample": Config(),
-    "full": Config(dataset="fashion_mnist", epochs=3, batch=100, learning_rate=0.1),
+    "full": Config(dataset="fashion_mnist", epochs=3, batch=100),
 }
 
 

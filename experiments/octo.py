@@ -60,7 +60,7 @@ class Config:
     bits: int = 8  # of activations, weights and gradients: 2..8, or 32 for float32
     epochs: int = 8
     batch: int = 50
-    learning_rate: float = 0.05  # of the first step; falls to 0 along a cosine
+    learning_rate: float = 0.03  # of the first step; falls to 0 along a cosine
     seed: int = 0  # of the initialization and of the order of the images
     limit: int = 0  # train and test on so many first images only; 0: on all
 
@@ -84,7 +84,7 @@ def _both(name: str, config: Config) -> dict[str, Config]:
 
 CONFIGS: dict[str, Config] = {
     **_both("", Config()),
-    **_both("_full", Config(dataset="fashion_mnist", epochs=5, batch=100, learning_rate=0.1)),
+    **_both("_full", Config(dataset="fashion_mnist", epochs=5, batch=100)),
     **_both("_mnist", Config(model="simple_cnn", dataset="mnist", epochs=5, batch=100)),
 }
 

@@ -55,9 +55,11 @@ def curves(arms: Mapping[str, Mapping[str, Sequence[float]]], *, percent: bool =
                 ends.append((values[-1], f"{arm} {label}".strip(), COLORS[arm]))
         _name_ends(axes, ends)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(imported("matplotlib.ticker").MaxNLocator(integer=True))
+        ticker = imported("matplotlib.ticker")
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(7, steps=[1, 2, 5, 10]))
         if percent:
-            axes.yaxis.set_major_formatter(imported("matplotlib.ticker").PercentFormatter(1, 0))
+            axes.yaxis.set_major_formatter(ticker.PercentFormatter(1))
         return _svg(axes.figure)
 
 

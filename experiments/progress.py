@@ -1,6 +1,6 @@
 """Telling somebody how a training run is doing, without the run knowing who listens."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 
 from experiments.extras import imported
@@ -17,14 +17,14 @@ def unwatched(done: int, standing: str) -> None:
 
 
 @contextmanager
-def unfollowed(name: str, steps: int) -> Iterator[Watch]:
+def unfollowed(name: str, steps: int) -> Generator[Watch, None, None]:
     """A `Follow` that tells nobody."""
     del name, steps
     yield unwatched
 
 
 @contextmanager
-def bars(name: str, steps: int) -> Iterator[Watch]:
+def bars(name: str, steps: int) -> Generator[Watch, None, None]:
     """A `Follow` that draws a progress bar on the terminal, one line per run."""
     progress = imported("rich.progress")
     columns = (

@@ -47,9 +47,9 @@ def demo(record: Record, report: Path) -> Any:
     table = _table("", "float32", f"int{record['config']['bits']}", "")
     table.add_row(
         "test accuracy",
-        f"{single['test_accuracy']:.1%}",
-        f"{whole['test_accuracy']:.1%}",
-        f"{summary['accuracy_points']:+.1f} points",
+        f"{single['test_accuracy']:.2%}",
+        f"{whole['test_accuracy']:.2%}",
+        f"{summary['accuracy_points']:+.2f} points",
     )
     seconds = (median(record["metrics"][f"{arm}_seconds"]) for arm in ("float32", "int8"))
     table.add_row(

@@ -165,12 +165,12 @@ def fit(
       folder: for the checkpoints, of this run alone; None keeps none.
       watch: told of every step.
     """
-    state, history = _resumed(folder, state)
+    fitted = _resumed(folder, state)
     steps = len(train.labels) // batch
-    for epoch in range(len(history), epochs):
+    for epoch in range(len(fitted.history), epochs):
+        standing = _standing(epochs, fitted.history)
+        state, scores, seconds = fitted.state, [], []
         batches = epoch_batches(train, batch, seed=seed, epoch=epoch)
-        standing = _standing(epochs, history)
-        scores, seconds = [], []
         for done, (images, labels) in enumerate(batches, epoch * steps + 1):
             start = time.perf_counter()
             state, score = jax.block_until_ready(step(state, images, labels))
@@ -178,11 +178,12 @@ def fit(
             scores.append(score)
             watch(done, standing)
         loss, accuracy = (mean(float(score[key]) for score in scores) for key in _KEYS)
-        history += (Epoch(loss, accuracy, *test(state), 1e3 * median(seconds)),)
+        record = Epoch(loss, accuracy, *test(state), 1e3 * median(seconds))
+        fitted = Fitted(state, (*fitted.history, record))
         if folder:
-            checkpoints.save(folder, state, [record._asdict() for record in history])
-    watch(epochs * steps, _standing(epochs, history))
-    return Fitted(state, history)
+            checkpoints.save(folder, state, [each._asdict() for each in fitted.history])
+    watch(epochs * steps, _standing(epochs, fitted.history))
+    return fitted
 
 
 def _resumed(folder: Path | None, state: Any) -> Fitted:

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tinyjax.numerics.integer_ops import MAX_CONTRACTION, Sums, dot, dot_dw, spans
-from tinyjax.numerics.layout import keep, row_major
+from tinyjax.numerics.integer_ops import MAX_CONTRACTION, Sums, dot, spans
+from tinyjax.numerics.layout import channels_to_front, keep, row_major
 
 __all__ = ["ConvSpec", "padded", "tap_conv", "tap_conv_dw", "tap_conv_dx", "views"]
 
@@ -78,13 +78,26 @@ def tap_conv_dx(g: Array, w: Array, spec: ConvSpec, space: Space) -> Sums:
 
 
 def tap_conv_dw(x: Array, g: Array, spec: ConvSpec, taps: Space) -> Sums:
-    """:func:`integer_conv.conv_dw`, tap by tap."""
-    c, pixels = x.shape[-1] // spec.groups, g.reshape(-1, g.shape[-1])
-    seen = [v.reshape(-1, x.shape[-1]) for v in views(x, spec, taps, g.shape[1:-1])]
+    """:func:`integer_conv.conv_dw`, tap by tap, contracting pixels first and the batch last."""
+    c, features = x.shape[-1], g.shape[-1]
+    seen = [v.reshape(-1, c) for v in views(_batch_inside(x), spec, taps, g.shape[1:-1])]
+    if spec.groups == 1:
+        # Gradient first, so that all taps share one transpose; each result is laid out before it
+        # is turned, or XLA turns the product around instead.
+        turned = channels_to_front(g).reshape(features, -1)
+
+        def product(v: Array, s: slice) -> Array:
+            return row_major(dot(turned[:, s], v[s])[0]).T
+    else:
+        pixels = _batch_inside(g).reshape(-1, spec.groups, features // spec.groups)
+
+        def product(v: Array, s: slice) -> Array:
+            each = v[s, :, None].astype(jnp.int32) * pixels[s].astype(jnp.int32)
+            return jnp.sum(each, axis=0).reshape(1, features)
+
     return tuple(
-        jnp.stack([_outer(v[s], pixels[s], spec.groups) for v in seen])
-        .reshape(*taps, c, g.shape[-1])
-        for s in spans(len(pixels), MAX_CONTRACTION)
+        jnp.stack([product(v, s) for v in seen]).reshape(*taps, -1, features)
+        for s in spans(len(seen[0]), MAX_CONTRACTION)
     )
 
 
@@ -135,15 +148,10 @@ def _mix(v: Array, k: Array, groups: int) -> Array:
     return out.reshape(*v.shape[:-1], -1)
 
 
-def _outer(v: Array, g: Array, groups: int) -> Array:
-    """``[m, groups * c], [m, groups * b] -> [c, groups * b]``, int32; ``c`` is 1 if grouped."""
-    if groups == 1:
-        # Gradient first, so that all taps share one transpose; the result is laid out before it
-        # is turned, or XLA turns the product around instead.
-        (out,) = dot_dw(g, v)
-        return row_major(out).T
-    g = g.reshape(len(g), groups, -1).astype(jnp.int32)
-    return jnp.sum(v[..., None].astype(jnp.int32) * g, axis=0).reshape(1, -1)
+def _batch_inside(x: Array) -> Array:
+    """``[n, *space, c]`` as ``[1, *space, n * c]``: space is space, all else a channel."""
+    inside = jnp.moveaxis(x, 0, -2)
+    return row_major(keep(inside)).reshape(1, *x.shape[1:-1], -1)
 
 
 def _indices(taps: Space) -> Iterator[Space]:

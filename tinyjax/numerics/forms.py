@@ -85,8 +85,8 @@ def dot_form(
     rows, depth, features = size(x_shape, free_x), size(x_shape, cx), size(w_shape, free_w)
     out = [*(x_shape[a] for a in (*bx, *free_x)), *(w_shape[a] for a in free_w)]
     return Form(
-        lambda x: x.transpose((*bx, *free_x, *cx)).reshape(*batch, rows, depth),
-        lambda w: w.transpose((*bw, *cw, *free_w)).reshape(*batch, depth, features),
+        lambda x: _arrange(x, (*bx, *free_x, *cx), (*batch, rows, depth)),
+        lambda w: _arrange(w, (*bw, *cw, *free_w), (*batch, depth, features)),
         lambda z: z.reshape(out),
         dot,
         dot_dx,
@@ -148,17 +148,17 @@ def conv_form(
         back[axis] = place
 
     def enter_x(x: Array) -> Array:
-        x = x.transpose((x_spec[0], *x_spec[2:], x_spec[1]))
+        x = _arrange(x, (x_spec[0], *x_spec[2:], x_spec[1]))
         if max(lhs_dilation) > 1:
             x = lax.pad(x, jnp.zeros((), x.dtype), dilate)
         return jnp.expand_dims(x, 1) if single else x
 
     def enter_w(w: Array) -> Array:
-        w = w.transpose((*w_spec[2:], w_spec[1], w_spec[0]))
+        w = _arrange(w, (*w_spec[2:], w_spec[1], w_spec[0]))
         return jnp.expand_dims(w, 0) if single else w
 
     def leave(z: Array) -> Array:
-        return (jnp.squeeze(z, 1) if single else z).transpose(back)
+        return _arrange(jnp.squeeze(z, 1) if single else z, back)
 
     return Form(
         enter_x,
@@ -169,3 +169,10 @@ def conv_form(
         functools.partial(conv_dw, spec=spec, taps=taps),
         False,
     )
+
+
+def _arrange(x: Array, axes: Sequence[int], shape: Sequence[int] | None = None) -> Array:
+    """Transposed, then reshaped; the very same array where that changes nothing."""
+    if tuple(axes) != tuple(range(x.ndim)):
+        x = x.transpose(axes)
+    return x if shape is None or tuple(shape) == x.shape else x.reshape(shape)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-__all__ = ["keep", "row_major"]
+__all__ = ["channels_to_front", "keep", "row_major"]
 
 
 def row_major(x: jax.Array) -> jax.Array:
@@ -36,3 +36,19 @@ def keep(q: jax.Array) -> jax.Array:
       [-127, 5]
     """
     return lax.max(q, jnp.int8(-127))
+
+
+def channels_to_front(q: jax.Array) -> jax.Array:
+    """int8 ``[n, *space, c]`` as ``[c, *space, n]``, in the two steps that are cheapest.
+
+    One step, or a first step that moves channels, strides through memory by powers of two and
+    takes two to three times as long.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> channels_to_front(jnp.ones((2, 4, 5, 3), jnp.int8)).shape
+      (3, 4, 5, 2)
+    """
+    n, *space, c = q.shape
+    turned = row_major(keep(q.reshape(n, -1).T)).reshape(-1, c, n)
+    return row_major(keep(turned.swapaxes(0, 1))).reshape(c, *space, n)

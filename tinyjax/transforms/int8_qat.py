@@ -9,8 +9,8 @@ gradient; a row is a sample of a convolution or a row of a matrix)::
     dw = (Q(x / s_x) *" Q(g / s_g)) s_x s_g
 
 A scale varies only along axes that its product does not contract; in ``dx``, which contracts
-features, ``s_w`` is folded into ``g`` first, so that the codes of ``w`` serve both. What is kept
-for the backward pass is the int8 codes. Rounding is differentiated as the identity. Master
+features, ``s_w`` is folded into ``g`` first, so that the codes of ``w`` serve both. Of ``x`` only
+the int8 codes are kept for the backward pass. Rounding is differentiated as the identity. Master
 weights, and all between sites, stay as the user has them.
 
 References:
@@ -114,22 +114,24 @@ def int8_qat(*, bits: int = 8, gradient_rounding: Rounding = stochastic) -> Tran
         def product(x: Array, w: Array, seed: Array | None) -> Array:
             return forward(x, w, seed)[0]
 
+        def codes(t: Array, axis: Any) -> tuple[Array, Array]:
+            scale = symmetric_scale(abs_max(t, axis), bits)
+            return quantize(t, scale, bits=bits), scale.reshape(-1)
+
         def forward(x: Array, w: Array, seed: Array | None) -> tuple[Array, Any]:
-            s_x = symmetric_scale(abs_max(x), bits)
-            s_w = symmetric_scale(abs_max(w, range(w.ndim - 1)), bits)
-            x_q = quantize(x, s_x, bits=bits)
-            w_q = quantize(w, s_w, bits=bits)
-            s_w = s_w.reshape(-1)
-            y = total(form.y(x_q, w_q)) * finite_or_nan(s_x.reshape(()) * s_w)
-            return y, (x_q, s_x.reshape(()), w_q, s_w, seed)
+            x_q, s_x = codes(x, None)
+            w_q, s_w = codes(w, range(w.ndim - 1))
+            y = total(form.y(x_q, w_q)) * finite_or_nan(s_x * s_w)
+            return y, (x_q, s_x, w, seed)
 
         def backward(kept: Any, g: Array) -> tuple[Array, Array, None]:
-            x_q, s_x, w_q, s_w, seed = kept
+            x_q, s_x, w, seed = kept
+            w_q, s_w = codes(w, range(w.ndim - 1))  # the forward pass's, or made anew from w
             rounded = dict(bits=bits, rounding=gradient_rounding, seed=seed)
             s_r, s_g = gradient_scales(g, s_w, bits)
             dx = total(form.dx(quantize(g * s_w, s_r, **rounded), w_q)) * finite_or_nan(s_r)
-            dw = total(form.dw(x_q, quantize(g, s_g, **rounded)))
-            return dx, dw * finite_or_nan(s_x * s_g), None
+            dw = total(form.dw(x_q, quantize(g, s_g, **rounded))) * finite_or_nan(s_x * s_g)
+            return dx, dw, None
 
         product.defvjp(forward, backward)
         return product

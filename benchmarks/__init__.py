@@ -1,0 +1,1 @@
+"""Measured speed and memory, against the best a user would have otherwise; never run as tests."""

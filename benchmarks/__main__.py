@@ -1,0 +1,58 @@
+"""``python -m benchmarks int8``: measures, prints a table, writes JSON."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import int8
+from experiments import measure
+
+__all__ = ["main"]
+
+BENCHMARKS = {"int8": int8}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line; returns the exit code."""
+    args = _parser().parse_args(argv)
+    benchmark = BENCHMARKS[args.benchmark]
+    if unknown := set(args.case) - set(benchmark.CASES):
+        _parser().error(f"no case {sorted(unknown)}: choose from {', '.join(benchmark.CASES)}")
+    options = {"rounds": 3, "shrink": 16} if args.quick else {"rounds": args.rounds}
+    environment, rows = measure.environment(), []
+    for name in args.case or benchmark.CASES:
+        print(f"{name}: compiling and running {options['rounds']} rounds ...", flush=True)
+        rows.append(benchmark.run(name, **options))
+        print(_table(rows[-1]), flush=True)
+    environment["load_average_after"] = [round(load, 2) for load in os.getloadavg()]
+    environment["quick"] = args.quick
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"env": environment, "rows": rows}, indent=2) + "\n")
+        print(f"written to {args.json}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("benchmark", choices=BENCHMARKS)
+    parser.add_argument("--case", action="append", default=[], help="only this case (repeatable)")
+    parser.add_argument("--quick", action="store_true", help="small batches: to see that it runs")
+    parser.add_argument("--rounds", type=int, default=15, help="runs of each program")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    return parser
+
+
+def _table(row: dict[str, Any]) -> str:
+    """One row, a metric a line."""
+    numbers = {key: value for key, value in row.items() if key != "case"}
+    width = max(map(len, numbers))
+    return "\n".join(f"  {key:<{width}}  {value:10.3f}" for key, value in numbers.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
