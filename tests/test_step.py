@@ -11,17 +11,9 @@ from flax.training import train_state
 import tinyjax
 from tests import networks
 from tinyjax import Sited, Transform, at, attach, chain, detach, int8_qat, numerics, over_step
+from tinyjax.transforms._skeleton import gain
 
 NEAREST = int8_qat(gradient_rounding=numerics.nearest)
-
-
-def gain():
-    """A transform with a trainable per-site variable: scales the output of a site."""
-
-    def call(op, site, vars, key, x, w, epilogue, **overrides):
-        return op(x, w, **overrides) * vars, vars
-
-    return Transform(lambda site: jnp.ones(()), call)
 
 
 def counting(step):

@@ -23,7 +23,7 @@ from tinyjax import compat, graph
 from tinyjax.base import Array, Epilogue, Op, Site, Transform, Vars
 from tinyjax.rules import RULES
 
-__all__ = ["Rewritten", "apply_with", "rewrite", "sites"]
+__all__ = ["Rewritten", "apply_with", "reached", "rewrite", "sites"]
 
 
 class Rewritten(NamedTuple):
@@ -77,9 +77,7 @@ def rewrite(tx: Transform, apply: Callable[..., Any]) -> Rewritten:
     """
 
     def init(params: Any, *args: Any, **kwargs: Any) -> dict[str, Vars]:
-        found = graph.find(graph.flatten(apply, params, args, kwargs))
-        selected = _select(tx, found)
-        return {site.path: tx.init(site) for site in found.sites if site.path in selected}
+        return {site.path: tx.init(site) for site in reached(tx, apply, params, args, kwargs)}
 
     def transformed(
         vars: dict[str, Vars], params: Any, *args: Any, key: Array | None = None, **kwargs: Any
@@ -110,6 +108,19 @@ def sites(apply: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> 
       ['a', 'b']
     """
     return graph.find(graph.flatten(apply, params, args, kwargs)).sites
+
+
+def reached(
+    tx: Transform,
+    apply: Callable[..., Any],
+    params: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> list[Site]:
+    """The sites of ``apply(params, *args, **kwargs)`` that a transform selects."""
+    found = graph.find(graph.flatten(apply, params, args, kwargs))
+    selected = _select(tx, found)
+    return [site for site in found.sites if site.path in selected]
 
 
 def apply_with(

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tinyjax.base import Sited, TrainStep, Transform, Vars, unchanged
-from tinyjax.rewrite import apply_with, rewrite
+from tinyjax.base import Site, Sited, TrainStep, Transform, Vars, unchanged
+from tinyjax.rewrite import apply_with, reached
 
 __all__ = ["attach", "detach", "over_step"]
 
@@ -101,20 +101,20 @@ def attach(tx: Transform, step: TrainStep, state: Any, *batch: Any, **kwargs: An
     """
     if _sited(state.params):
         raise ValueError("the state has variables already: call detach(state) before attach(...)")
-    found: dict[str, Vars] = {}
-    calls = []
+    seen: dict[str, Site] = {}
 
     def spy(params: Any, *args: Any, **kwargs: Any) -> Any:
-        calls.append((params, args, kwargs))
-        found.update(rewrite(tx, state.apply_fn).init(params, *args, **kwargs))
+        seen.update({site.path: site for site in reached(tx, state.apply_fn, params, args, kwargs)})
         return state.apply_fn(params, *args, **kwargs)
 
     jax.eval_shape(functools.partial(step, **kwargs), state.replace(apply_fn=spy), *batch)
-    if not calls:
+    if not seen:
         raise ValueError(
             "this step never called state.apply_fn, so its sites are unknown: "
             "call state.apply_fn in the step"
         )
+    # Made here, after the trace, so that no variable is a value of it.
+    found: dict[str, Vars] = {path: tx.init(site) for path, site in seen.items()}
     for path, leaf in jax.tree_util.tree_leaves_with_path(found):
         if not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
             raise ValueError(

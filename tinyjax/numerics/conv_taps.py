@@ -18,7 +18,7 @@ from jax import lax
 from tinyjax.numerics.integer_ops import MAX_CONTRACTION, Sums, dot, spans
 from tinyjax.numerics.layout import channels_to_front, keep, row_major
 
-__all__ = ["ConvSpec", "padded", "tap_conv", "tap_conv_dw", "tap_conv_dx", "views"]
+__all__ = ["ConvSpec", "padded", "tap_conv", "tap_conv_dw", "tap_conv_dx", "total_of", "views"]
 
 Array = jax.Array
 Space = tuple[int, ...]
@@ -55,7 +55,7 @@ def tap_conv(x: Array, w: Array, spec: ConvSpec) -> Sums:
     kernels = w.reshape(-1, *w.shape[-2:])
     out = spec.out_space(x.shape[1:-1], taps)
     return tuple(
-        _sum(_mix(v, k, spec.groups) for v, k in zip(views(c, spec, taps, out), ks, strict=True))
+        total_of(_mix(v, k, spec.groups) for v, k in zip(views(c, spec, taps, out), ks, strict=True))
         for c, ks in _channel_spans(x, kernels.swapaxes(0, 1), spec.groups, len(kernels))
     )
 
@@ -69,7 +69,7 @@ def tap_conv_dx(g: Array, w: Array, spec: ConvSpec, space: Space) -> Sums:
     kernels = kernels.reshape(features, -1, groups * w.shape[-2])
     places = [_place(tap, g.shape[1:-1], space, spec) for tap in _indices(taps)]
     return tuple(
-        _sum(
+        total_of(
             padded(_mix(c, k, groups), place, spec.strides)
             for k, place in zip(ks, places, strict=True)
         )
@@ -144,7 +144,7 @@ def _mix(v: Array, k: Array, groups: int) -> Array:
         return out.reshape(*v.shape[:-1], -1)
     grouped = v.reshape(*v.shape[:-1], groups, len(k)).astype(jnp.int32)
     kernel = k.reshape(len(k), groups, -1).astype(jnp.int32)
-    out = _sum(grouped[..., i, None] * kernel[i] for i in range(len(k)))
+    out = total_of(grouped[..., i, None] * kernel[i] for i in range(len(k)))
     return out.reshape(*v.shape[:-1], -1)
 
 
@@ -158,7 +158,8 @@ def _indices(taps: Space) -> Iterator[Space]:
     return itertools.product(*map(range, taps))
 
 
-def _sum(terms: Iterable[Array]) -> Array:
+def total_of(terms: Iterable[Array]) -> Array:
+    """The sum of one or more arrays of one dtype."""
     head, *rest = terms
     for term in rest:
         head = head + term

@@ -23,6 +23,7 @@ from tinyjax.numerics.conv_taps import (
     tap_conv,
     tap_conv_dw,
     tap_conv_dx,
+    total_of,
 )
 from tinyjax.numerics.integer_ops import MAX_CONTRACTION, Sums, spans
 from tinyjax.numerics.layout import channels_to_front, keep, row_major
@@ -32,9 +33,7 @@ __all__ = ["ConvSpec", "conv", "conv_dw", "conv_dx"]
 Array = jax.Array
 Space = tuple[int, ...]
 NARROW = 16  # library kernels need more channels than this on one side
-# Channels and features from which the tap form of the weight gradient is the faster one: 0.6 to
-# 0.8 of the library form's time from 64 to 128 up, 1.2 to 4 times below (maps of 8 to 32 pixels).
-BROAD = (64, 128)
+CACHED = 1 << 20  # bytes of a kernel that caches hold: half to all of the time of larger ones
 
 
 def conv(x: Array, w: Array, spec: ConvSpec) -> Sums:
@@ -131,8 +130,7 @@ def conv_dw(x: Array, g: Array, spec: ConvSpec, taps: tuple[int, ...]) -> Sums:
         pairs = zip(_split(x, spec), _split(g, spec), strict=True)
         return _join(conv_dw(a, b, _one_group(spec), taps) for a, b in pairs)
     dense = spec.groups == 1 and len(taps) == 2 and set(spec.strides) == {1}
-    broad = x.shape[-1] >= BROAD[0] and g.shape[-1] >= BROAD[1]
-    if not dense or broad or not 0 < pixels <= MAX_CONTRACTION or not _covers(x, g, spec, taps):
+    if not dense or not 0 < pixels <= MAX_CONTRACTION or not _covers(x, g, spec, taps):
         return tap_conv_dw(x, g, spec, taps)
     cuts = spans(x.shape[0], MAX_CONTRACTION // pixels)
     return tuple(_library_dw(x[s], g[s], spec) for s in cuts)
@@ -170,9 +168,25 @@ def _covers(x: Array, g: Array, spec: ConvSpec, taps: tuple[int, ...]) -> bool:
 
 
 def _library_dw(x: Array, g: Array, spec: ConvSpec) -> Array:
-    """One convolution with the batch as its channels and the gradient as its kernel."""
-    kernel = keep(g.transpose(1, 2, 0, 3))
-    out = _library(channels_to_front(x), kernel, spec.dilation, spec.padding, (1, 1))
+    """Convolutions with the batch as channels and some rows of the gradient as kernel, summed.
+
+    XLA reads the whole kernel again for every few output rows, so it should stay in cache.
+    """
+    columns, kernel = channels_to_front(x), keep(g.transpose(1, 2, 0, 3))
+    rows = max(1, CACHED // math.prod(kernel.shape[1:]))
+    (before, after), across = spec.padding
+    columns = padded(columns, ((before, after), (0, 0)))
+    reach = columns.shape[1] - len(kernel)
+    out = total_of(
+        _library(
+            keep(columns[:, s.start : s.stop + reach]),
+            keep(kernel[s]),
+            spec.dilation,
+            ((0, 0), across),
+            (1, 1),
+        )
+        for s in spans(len(kernel), rows)
+    )
     return out.transpose(1, 2, 0, 3)
 
 

@@ -1,0 +1,136 @@
+"""What every transform owes its users, on the same small network. Add new transforms to CASES."""
+
+import inspect
+from typing import Any, NamedTuple
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tinyjax
+from tests import networks
+from tinyjax import Transform, at, attach, chain, detach, identity, int8_qat, numerics, rewrite, where
+from tinyjax.transforms._skeleton import gain
+
+
+class Case(NamedTuple):
+    """A transform, how far its output may be from the plain one, and whether it takes a key."""
+
+    tx: Transform
+    error: float  # of the largest output, relative
+    key: Any = None
+
+
+KEY = jax.random.key(7)
+CASES = {
+    "identity": Case(identity(), 1e-6),
+    "gain": Case(gain(), 1e-6),
+    "int8": Case(int8_qat(), 0.03, KEY),
+    "int8, nearest": Case(int8_qat(gradient_rounding=numerics.nearest), 0.03),
+    "at": Case(at("w2", int8_qat()), 0.03, KEY),
+    "where": Case(where(lambda site: site.kind == "conv", gain()), 1e-6),
+    "chain": Case(chain(gain(), int8_qat()), 0.03, KEY),
+    "chain of chains": Case(chain(at("w1", gain()), chain(identity(), int8_qat())), 0.03, KEY),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]
+
+
+@pytest.fixture
+def model(rng):
+    batch = networks.batch_of(rng)
+    return networks.plain_case(batch), batch
+
+
+def losses_and_gradients(case, apply, vars, params, x, wrap=lambda f: f):
+    def loss(vars, params):
+        return jnp.sum(jnp.sin(rewrite(case.tx, apply).apply(vars, params, x, key=case.key)[0]))
+
+    return wrap(jax.value_and_grad(loss, (0, 1)))(vars, params)
+
+
+def test_it_approximates_the_plain_function(case, model):
+    (state, _), (x, _) = model
+    rewritten = rewrite(case.tx, state.apply_fn)
+    got, _ = rewritten.apply(rewritten.init(state.params, x), state.params, x, key=case.key)
+    want = state.apply_fn(state.params, x)
+    assert got.dtype == want.dtype
+    assert np.abs(got - want).max() <= case.error * np.abs(want).max()
+
+
+def test_jit_is_no_jit_and_gradients_are_finite(case, model):
+    (state, _), (x, _) = model
+    vars = rewrite(case.tx, state.apply_fn).init(state.params, x)
+    eager = losses_and_gradients(case, state.apply_fn, vars, state.params, x)
+    jitted = losses_and_gradients(case, state.apply_fn, vars, state.params, x, jax.jit)
+    assert jax.tree.structure(jitted[1]) == jax.tree.structure((vars, state.params))
+    for a, b in zip(jax.tree.leaves(eager), jax.tree.leaves(jitted), strict=True):
+        assert a.dtype == b.dtype
+        assert np.isfinite(b).all()
+        # Fusion rounds differently, which may move a value to the next code: one step in 127.
+        np.testing.assert_allclose(a, b, atol=0.02 * max(1e-6, float(np.abs(b).max())))
+
+
+def test_it_lifts_onto_a_jitted_step_in_one_trace_and_comes_off(case, model):
+    (state, step), batch = model
+    traces = []
+
+    @jax.jit
+    def jitted(*args):
+        traces.append(1)
+        return step(*args)
+
+    plain, _ = jitted(state, *batch)
+    ready = attach(case.tx, jitted, state, *batch)
+    traces.clear()
+    lifted = case.tx(jitted)
+    for _ in range(3):
+        ready, metrics = lifted(ready, *batch)
+    assert len(traces) == 1
+    assert np.isfinite(metrics["loss"])
+    assert ready.apply_fn is state.apply_fn
+    back = detach(ready)
+    assert jax.tree.structure(back) == jax.tree.structure(plain)
+    again, _ = jitted(state, *batch)
+    jax.tree.map(np.testing.assert_array_equal, again, plain)
+
+
+def test_vmap_over_examples(case, model):
+    (state, _), (x, _) = model
+    rewritten = rewrite(case.tx, state.apply_fn)
+    vars = rewritten.init(state.params, x[:1])
+    run = lambda x: rewritten.apply(vars, state.params, x[None], key=case.key)[0][0]
+    np.testing.assert_allclose(jax.jit(jax.vmap(run))(x)[3], run(x[3]), rtol=1e-4, atol=1e-5)
+
+
+def test_variables_round_trip(case, model):
+    (state, step), batch = model
+    ready = attach(case.tx, step, state, *batch)
+    leaves, tree = jax.tree.flatten(ready.params)
+    assert jax.tree.structure(jax.tree.unflatten(tree, leaves)) == tree
+    data = flax.serialization.to_bytes(ready.params)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        flax.serialization.from_bytes(ready.params, data),
+        ready.params,
+    )
+
+
+def test_no_matching_site_is_an_error(case, model):
+    (_, _), (x, _) = model
+    with pytest.raises(ValueError, match=r"no parameter meets an activation|matched none"):
+        rewrite(case.tx, lambda p, x: x * p["w"]).apply({}, {"w": jnp.ones(3)}, x)
+
+
+@pytest.mark.parametrize("name", tinyjax.transforms.__all__)
+def test_factories_take_keywords_only_and_cite_their_source(name):
+    factory = getattr(tinyjax.transforms, name)
+    kinds = {p.kind for p in inspect.signature(factory).parameters.values()}
+    assert kinds <= {inspect.Parameter.KEYWORD_ONLY}
+    assert "References:" in factory.__doc__
+    assert name in tinyjax.__all__
