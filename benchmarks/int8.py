@@ -12,7 +12,8 @@ Metrics of a row:
 ``f32_best_ms``
     The fastest of the float32 programs: {default XLA, XLA's CPU library fusion off} x {the
     unmodified model, the model with its pooling written as slices and maximum, the same rewrite
-    with a float policy (``identity()``)}. Each stands in the row as ``f32[_edited|_rewritten][_off]_ms``.
+    with a float policy (``identity()``)}. Each stands in the row as
+    ``f32[_edited|_rewritten][_off]_ms``.
 ``int8_ms``, ``int8_nearest_ms``
     The step through ``int8_qat()``, and with its gradients rounded to nearest.
 ``speedup``, ``speedup_best``
@@ -83,7 +84,9 @@ def run(name: str, *, rounds: int = 15, shrink: int = 1) -> dict[str, Any]:
     best = min(ms[f"{key}_ms"] for key in floats)
     state = states["f32"]
     temp = {key: measure.temp_bytes(program) for key, program in programs.items()}
-    macs = count_macs(int8_qat(gradient_rounding=numerics.nearest)(train.train_step), state, images, labels)
+    macs = count_macs(
+        int8_qat(gradient_rounding=numerics.nearest)(train.train_step), state, images, labels
+    )
     saved = [
         measure.saved_bytes(_loss(tx, state.apply_fn), state.params, images, labels)
         for tx in (None, int8_qat())
@@ -136,7 +139,7 @@ def _loss(tx: Transform | None, apply: Callable[..., Any]) -> Callable[..., jax.
     """The train step's loss, through a transform or as it is."""
     forward = apply
     if tx is not None:
-        forward = lambda v, x: rewrite(tx, apply).apply({}, v, x, key=jax.random.key(0))[0]  # noqa: E731
+        forward = lambda v, x: rewrite(tx, apply).apply({}, v, x, key=jax.random.key(0))[0]
     return lambda params, images, labels: train.cross_entropy(
         forward({"params": params}, images), labels
     )

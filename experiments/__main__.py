@@ -66,7 +66,7 @@ def _octo(given: Arguments, command: str) -> None:
 
     name, config = _chosen(given, octo, "int8")
     out = given.out or Path("out/octo")
-    run = lambda folder: octo.run(config, folder, bars)  # noqa: E731
+    run = lambda folder: octo.run(config, folder, bars)
     outcome = once(name, config, out, run, experiment="octo", command=command)
     imported("rich").print(tables.octo(outcome))
 

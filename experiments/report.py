@@ -91,7 +91,7 @@ def _lead(arms: Mapping[str, Any], summary: Mapping[str, float]) -> str:
 def _cards(
     arms: Mapping[str, Any], step_ms: Mapping[str, float], summary: Mapping[str, float]
 ) -> str:
-    pair = lambda texts: " → ".join(  # noqa: E731
+    pair = lambda texts: " → ".join(
         f"<span class='{name}'>{text}</span>" for name, text in zip(_ARMS, texts, strict=True)
     )
     cards = (

@@ -45,7 +45,7 @@ def test_the_first_is_outermost():
 
 
 @pytest.mark.parametrize(
-    "pattern, paths",
+    ("pattern", "paths"),
     [
         ("a", ["block/a"]),
         ("a*", ["block/a", "ab"]),
@@ -60,7 +60,7 @@ def test_patterns(pattern, paths):
 
 @pytest.mark.parametrize("pattern", ["c", "A", "block/a/b", "lock/a", ""])
 def test_patterns_that_match_nothing(pattern):
-    with pytest.raises(ValueError, match="matched none of the sites .*name at least one"):
+    with pytest.raises(ValueError, match=r"matched none of the sites .*name at least one"):
         out(at(pattern, identity()))
 
 
@@ -69,9 +69,11 @@ def test_nested_patterns_must_all_match():
     assert list(rewrite(inner, apply).init(PARAMS, X)) == ["block/a", "ab"]
     with pytest.raises(ValueError, match=r"at\('block'\) of at\('ab'\) matched none"):
         out(at("block", inner))
+
+    def big(site):
+        return site.w.size > 100
+
     with pytest.raises(ValueError, match=r"where\(big\) matched none"):
-        big = lambda site: site.w.size > 100
-        big.__name__ = "big"
         out(chain(identity(), where(big, identity())))
 
 
@@ -86,7 +88,9 @@ def test_only_the_outermost_may_change_its_variables():
     vars = {"block/a": (jnp.int32(0), ()), "block/b": (jnp.int32(5), ()), "ab": (jnp.int32(0), ())}
     _, new = out(chain(counter(), identity()), vars)
     assert [int(v[0]) for v in new.values()] == [1, 6, 1]
-    with pytest.raises(ValueError, match=r"member 1 of chain\(\) changed its variables.*put it first"):
+    with pytest.raises(
+        ValueError, match=r"member 1 of chain\(\) changed its variables.*put it first"
+    ):
         out(chain(identity(), counter()))
     _, new = out(chain(at("b", identity()), at("a", counter())))
     assert int(new["block/a"][1]) == 1

@@ -11,7 +11,18 @@ import pytest
 
 import tinyjax
 from tests import networks
-from tinyjax import Transform, at, attach, chain, detach, identity, int8_qat, numerics, rewrite, where
+from tinyjax import (
+    Transform,
+    at,
+    attach,
+    chain,
+    detach,
+    identity,
+    int8_qat,
+    numerics,
+    rewrite,
+    where,
+)
 from tinyjax.transforms._skeleton import gain
 
 

@@ -65,10 +65,10 @@ def test_the_pool_of_a_model_can_be_swapped():
 def test_saved_bytes_counts_what_is_kept_and_not_what_is_alive():
     x, w, v = jnp.ones((4, 8)), jnp.ones((8, 16)), jnp.ones((16, 2))
     # A product keeps its operands: x and w, v are alive anyway, only x @ w is new.
-    product = lambda params, x: (x @ params[0] @ params[1]).sum()  # noqa: E731
+    product = lambda params, x: (x @ params[0] @ params[1]).sum()
     assert measure.saved_bytes(product, (w, v), x) == 4 * 16 * 4
     assert measure.saved_bytes(lambda w, x: (x @ w).sum(), w, x) == 0
-    half = lambda w, x: (x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16)).sum()  # noqa: E731
+    half = lambda w, x: (x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16)).sum()
     assert measure.saved_bytes(half, w, x) == 4 * 8 * 2  # a cast copy counts
     assert measure.saved_bytes(lambda w: 3.0 * w.sum(), w) == 0
 
@@ -114,7 +114,7 @@ def a_fit(split, folder, watch, epochs=4):
     state = train.create_state(
         Tiny(), np.zeros((1, 28, 28, 1), np.float32), learning_rate=0.1, steps=20, seed=0
     )
-    test = lambda state: train.evaluate(state, split)  # noqa: E731
+    test = lambda state: train.evaluate(state, split)
     return train.fit(
         train.train_step,
         state,
@@ -215,7 +215,7 @@ def test_impossible_configurations_are_refused(changes, message):
 
 
 def test_runs_that_differ_never_share_a_file(tmp_path):
-    run = lambda folder: octo.Results((), 0, 0, 0, 0, 0, 0, {}, 0, 0, 0)  # noqa: E731
+    run = lambda folder: octo.Results((), 0, 0, 0, 0, 0, 0, {}, 0, 0, 0)
     paths = {results.once("a", octo.Config(seed=seed), tmp_path, run).path for seed in (0, 1)}
     assert len(paths) == 2
     taken = paths.pop()

@@ -53,8 +53,17 @@ def test_every_gemm_of_the_step_is_int8(rng, style):
     case = networks.CASES[style](batch)
     lifted = NEAREST(jax.jit(case.step))
     text = lifted_text(lifted, case.state, *batch)
-    gemms = [line for line in text.splitlines() if "= stablehlo.convolution" in line or "= stablehlo.dot_general" in line]
-    assert len(gemms) >= 3 * len(tinyjax.sites(*call_of(case, batch[0])[:2], batch[0], **call_of(case, batch[0])[2])) - 1
+    gemms = [
+        line
+        for line in text.splitlines()
+        if "= stablehlo.convolution" in line or "= stablehlo.dot_general" in line
+    ]
+    assert (
+        len(gemms)
+        >= 3
+        * len(tinyjax.sites(*call_of(case, batch[0])[:2], batch[0], **call_of(case, batch[0])[2]))
+        - 1
+    )
     assert all("xi8>" in line and "xi32>" in line and "xf32>" not in line for line in gemms)
 
 
@@ -131,9 +140,7 @@ def test_vmap_over_examples_and_remat(rng):
     loss = lambda p, x: run({}, p, x[None])[0].sum()
     each = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(case.state.params, x)
     one = jax.grad(loss)(case.state.params, x[2])
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a[2], b, rtol=1e-4, atol=1e-5), each, one
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[2], b, rtol=1e-4, atol=1e-5), each, one)
     kept = jax.jit(jax.grad(jax.checkpoint(loss)))(case.state.params, x[2])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), kept, one)
 
@@ -157,7 +164,15 @@ def test_attach_keeps_moments_and_detach_gives_them_back(rng):
     jax.tree.map(np.testing.assert_array_equal, back, state)
 
 
-@pytest.mark.parametrize("optimizer", [optax.adam(1e-2), optax.adamw(1e-2), optax.chain(optax.clip_by_global_norm(1.0), optax.rmsprop(1e-2))], ids=["adam", "adamw", "chain"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.adam(1e-2),
+        optax.adamw(1e-2),
+        optax.chain(optax.clip_by_global_norm(1.0), optax.rmsprop(1e-2)),
+    ],
+    ids=["adam", "adamw", "chain"],
+)
 def test_any_optimizer_carries_the_variables(rng, optimizer, standard_promotion):
     batch = networks.batch_of(rng, n=16)
     case = networks.plain_case(batch)
@@ -280,7 +295,9 @@ def test_attaching_twice(rng):
 def test_a_pattern_that_matches_nothing_in_the_step(rng):
     batch = networks.batch_of(rng)
     case = networks.plain_case(batch)
-    with pytest.raises(ValueError, match=r"at\('Conv_9'\) matched none of the sites \['w1', 'w2'\]"):
+    with pytest.raises(
+        ValueError, match=r"at\('Conv_9'\) matched none of the sites \['w1', 'w2'\]"
+    ):
         at("Conv_9", NEAREST)(jax.jit(case.step))(case.state, *batch)
 
 

@@ -14,7 +14,17 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from jax import lax
 
-__all__ = ["Epilogue", "Op", "Pattern", "Site", "Sited", "TrainStep", "Transform", "Vars", "unchanged"]
+__all__ = [
+    "Epilogue",
+    "Op",
+    "Pattern",
+    "Site",
+    "Sited",
+    "TrainStep",
+    "Transform",
+    "Vars",
+    "unchanged",
+]
 
 Array = jax.Array
 Vars = Any  # a pytree: the variables a transform keeps for one site; () if none
@@ -184,12 +194,13 @@ class TrainStep(Protocol):
       ...   return state.apply_gradients(grads=grads(state.params))
     """
 
-    def __call__(self, state: Any, *batch: Any) -> Any: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 class Sited(NamedTuple):
-    """Model parameters with the transforms' variables beside them, so that one optimizer, one
-    checkpoint and one gradient hold both.
+    """Model parameters with the transforms' variables beside them.
+
+    So one optimizer, one checkpoint and one gradient hold both.
 
     Attributes:
       model: the model's own parameters, untouched.

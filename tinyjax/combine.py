@@ -25,7 +25,14 @@ def identity() -> Transform:
     """
 
     def call(
-        op: Op, site: Site, vars: Vars, key: Any, x: Array, w: Array, epilogue: Any, **overrides: Any
+        op: Op,
+        site: Site,
+        vars: Vars,
+        key: Any,
+        x: Array,
+        w: Array,
+        epilogue: Any,
+        **overrides: Any,
     ) -> tuple[Any, Vars]:
         del site, key
         return op(x, w, epilogue, **overrides), vars
@@ -52,8 +59,8 @@ def chain(*txs: Transform) -> Transform:
     Example:
       >>> import jax.numpy as jnp, tinyjax
       >>> tx = tinyjax.chain(tinyjax.identity(), tinyjax.at("a", tinyjax.identity()))
-      >>> out, _ = tinyjax.rewrite(tx, lambda p, x: x @ p["a"]).apply({}, {"a": 2 * jnp.eye(2)}, jnp.ones((1, 2)))
-      >>> out.tolist()
+      >>> chained = tinyjax.rewrite(tx, lambda p, x: x @ p["a"])
+      >>> chained.apply({}, {"a": 2 * jnp.eye(2)}, jnp.ones((1, 2)))[0].tolist()
       [[2.0, 2.0]]
     """
     if not txs:
@@ -63,7 +70,14 @@ def chain(*txs: Transform) -> Transform:
         return tuple(tx.init(site) if tx.selects(site) else () for tx in txs)
 
     def call(
-        op: Op, site: Site, vars: Vars, key: Any, x: Array, w: Array, epilogue: Any, **overrides: Any
+        op: Op,
+        site: Site,
+        vars: Vars,
+        key: Any,
+        x: Array,
+        w: Array,
+        epilogue: Any,
+        **overrides: Any,
     ) -> tuple[Any, Vars]:
         # Members that are not for this site are left out, so that the last one sees the bare op.
         first, *others = (i for i, tx in enumerate(txs) if tx.selects(site))
@@ -84,9 +98,10 @@ def chain(*txs: Transform) -> Transform:
 
             return inner
 
+        nested: Any = op
         for i in reversed(others):
-            op = stateless(op, i)
-        y, new = around(op, first)(x, w, epilogue, **overrides)
+            nested = stateless(nested, i)
+        y, new = around(nested, first)(x, w, epilogue, **overrides)
         return y, (*vars[:first], new, *vars[first + 1 :])
 
     return Transform(init, call, tuple(pattern for tx in txs for pattern in tx.patterns))
@@ -108,7 +123,8 @@ def where(pred: Callable[[Site], bool], tx: Transform) -> Transform:
     Example:
       >>> import jax.numpy as jnp, tinyjax
       >>> wide = tinyjax.where(lambda site: site.w.shape[-1] > 16, tinyjax.identity())
-      >>> tinyjax.rewrite(wide, lambda p, x: x @ p["w"]).apply({}, {"w": jnp.ones((2, 4))}, jnp.ones((1, 2)))
+      >>> narrow = tinyjax.rewrite(wide, lambda p, x: x @ p["w"])
+      >>> narrow.apply({}, {"w": jnp.ones((2, 4))}, jnp.ones((1, 2)))
       Traceback (most recent call last):
       ...
       ValueError: where(<lambda>) matched none of the sites ['w']: name at least one of them
@@ -135,7 +151,8 @@ def at(pattern: str, tx: Transform) -> Transform:
       >>> import jax.numpy as jnp, tinyjax
       >>> apply = lambda p, x: x @ p["a"] @ p["b"]
       >>> params = {"a": jnp.eye(2), "b": jnp.eye(2)}
-      >>> list(tinyjax.rewrite(tinyjax.at("b", tinyjax.identity()), apply).init(params, jnp.ones((1, 2))))
+      >>> only_b = tinyjax.rewrite(tinyjax.at("b", tinyjax.identity()), apply)
+      >>> list(only_b.init(params, jnp.ones((1, 2))))
       ['b']
     """
     wanted = pattern.split("/")

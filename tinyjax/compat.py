@@ -45,7 +45,15 @@ REMAT = frozenset({"remat2", "checkpoint", "remat"})  # kept: they carry the use
 LOOPS = frozenset({"scan", "while", "cond"})  # one body, many or conditional executions
 # Primitives through which an array stays "the same weight, laid out differently".
 LAYOUT = frozenset(
-    {"convert_element_type", "reshape", "transpose", "broadcast_in_dim", "squeeze", "copy", "copy_p"}
+    {
+        "convert_element_type",
+        "reshape",
+        "transpose",
+        "broadcast_in_dim",
+        "squeeze",
+        "copy",
+        "copy_p",
+    }
 )
 
 

@@ -34,7 +34,9 @@ def flatten(apply: Callable[..., Any], params: Any, args: Any, kwargs: Any) -> F
     """Traces ``apply(params, *args, **kwargs)``; what is not an array is static."""
     named, tree = jax.tree_util.tree_flatten_with_path((params, args, kwargs))
     leaves = [leaf for _, leaf in named]
-    dynamic = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
+    dynamic = [
+        i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+    ]
     out_trees = []
 
     def fun(*values: Any) -> list[Any]:
@@ -129,11 +131,11 @@ def _meet(eqn: compat.Eqn, index: int, path: str, found: Found, loop: str | None
         contracted, batch = params["dimension_numbers"]
         params["dimension_numbers"] = (contracted[::-1], batch[::-1])
     uses = sum(p.split("#")[0] == path for p in [*(s.path for s in found.sites), *found.looped])
-    shapes = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, w, eqn.outvars[0].aval))
+    x, w, out = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, w, eqn.outvars[0].aval))
     pairs = tuple(sorted((k, v) for k, v in params.items() if v is not None))
-    site = Site(path if not uses else f"{path}#{uses + 1}", kind, *shapes, pairs)
+    site = Site(path if not uses else f"{path}#{uses + 1}", kind, x, w, out, pairs)
     if swapped:
-        site = site._replace(out=jax.eval_shape(Op(site), site.x, site.w))
+        site = site._replace(out=jax.eval_shape(Op(site), x, w))
     if loop is None:
         found.sites.append(site)
         found.meetings[id(eqn)] = Meeting(site, swapped)
@@ -167,7 +169,11 @@ def plan(jaxpr: compat.Jaxpr, is_site: IsSite) -> Plan:
             order.append(eqn)
             epilogues[id(eqn)] = []
             inside[eqn.outvars[0]] = i
-        elif holds(eqn, is_site) or eqn.effects or not (free or len(owners) == 1 and latest < min(owners)):
+        elif (
+            holds(eqn, is_site)
+            or eqn.effects
+            or not (free or (len(owners) == 1 and latest < min(owners)))
+        ):
             order.append(eqn)
             outside.update(dict.fromkeys(eqn.outvars, i))
         elif free:

@@ -226,9 +226,7 @@ class _Run(NamedTuple):
             return None
         return jax.random.fold_in(self.key, zlib.crc32(site.path.encode()))
 
-    def remat(
-        self, eqn: compat.Eqn, env: dict[Any, Any], vars: dict[str, Vars]
-    ) -> dict[str, Vars]:
+    def remat(self, eqn: compat.Eqn, env: dict[Any, Any], vars: dict[str, Vars]) -> dict[str, Vars]:
         """Evaluates a checkpointed region that holds sites as a checkpointed region."""
         jaxpr, consts = compat.body(eqn)
 

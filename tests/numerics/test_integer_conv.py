@@ -61,7 +61,9 @@ def random_case(rng):
     axes = int(rng.integers(1, 4))
     taps = tuple(int(k) for k in rng.integers(1, 4, axes))
     dilation = tuple(int(d) for d in rng.integers(1, 3, axes))
-    space = tuple(int((k - 1) * d + rng.integers(1, 6)) for k, d in zip(taps, dilation, strict=True))
+    space = tuple(
+        int((k - 1) * d + rng.integers(1, 6)) for k, d in zip(taps, dilation, strict=True)
+    )
     padding = tuple((int(a), int(b)) for a, b in rng.integers(0, 3, (axes, 2)))
     groups = int(rng.choice([1, 1, 2, 3]))
     c, f = groups * int(rng.integers(1, 5)), groups * int(rng.integers(1, 12))
@@ -108,12 +110,17 @@ def test_a_large_batch_of_large_maps_is_split(rng):
 
 
 @pytest.mark.parametrize(
-    "x, w, groups, message",
+    ("x", "w", "groups", "message"),
     [
         (np.zeros((1, 4, 4, 3)), np.zeros((3, 3, 3, 2)), 1, "quantize both to int8"),
         (np.zeros((1, 4, 4, 3), np.int8), np.zeros((3, 3, 2, 2), np.int8), 1, "do not meet"),
         (np.zeros((1, 4, 3), np.int8), np.zeros((3, 3, 3, 2), np.int8), 1, "do not fit"),
-        (np.zeros((1, 4, 4, 4), np.int8), np.zeros((3, 3, 2, 3), np.int8), 2, "divide its features"),
+        (
+            np.zeros((1, 4, 4, 4), np.int8),
+            np.zeros((3, 3, 2, 3), np.int8),
+            2,
+            "divide its features",
+        ),
     ],
 )
 def test_bad_operands(x, w, groups, message):

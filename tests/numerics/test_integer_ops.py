@@ -21,7 +21,7 @@ def whole(parts):
 SIZES = [(1, 1, 1), (2, 3, 5), (7, 16, 1), (1, 33, 20), (32, 64, 48), (17, 129, 65), (64, 31, 8)]
 
 
-@pytest.mark.parametrize("m, k, n", SIZES)
+@pytest.mark.parametrize(("m", "k", "n"), SIZES)
 def test_products_equal_int64(rng, m, k, n):
     x, w, g = codes(rng, m, k), codes(rng, k, n), codes(rng, m, n)
     for jit in (jax.jit, lambda f: f):
@@ -63,7 +63,7 @@ def test_zero_point_term_serves_a_padded_convolution(rng):
 
 
 @pytest.mark.parametrize(
-    "x, w, message",
+    ("x", "w", "message"),
     [
         (np.zeros((2, 3), np.float32), np.zeros((3, 2), np.int8), "quantize both to int8"),
         (np.zeros((2, 3), np.int8), np.zeros((4, 2), np.int8), "do not multiply"),

@@ -23,7 +23,7 @@ def reference(x, window):
     return lax.reduce_window(x, -jnp.inf, lax.max, window, window, "VALID")
 
 
-@pytest.mark.parametrize("shape, window", CASES)
+@pytest.mark.parametrize(("shape", "window"), CASES)
 @pytest.mark.parametrize("levels", [3, 1000], ids=["many ties", "few ties"])
 def test_equal_to_reduce_window(rng, shape, window, levels):
     x = jnp.asarray(rng.integers(-levels, levels, shape).astype(np.float32))

@@ -105,7 +105,7 @@ def test_random_bits_differ_by_seed_and_index():
 
 
 @pytest.mark.parametrize("bits", [8, 5, 2])
-@pytest.mark.parametrize("low, high", [(0.0, 6.0), (-1.0, 3.0), (-4.0, -2.0), (0.0, 0.0)])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-1.0, 3.0), (-4.0, -2.0), (0.0, 0.0)])
 def test_affine_keeps_zero_exact_and_covers_the_range(rng, bits, low, high):
     x = rng.uniform(low, high, size=(50,)).astype(np.float32)
     x[0] = 0.0
@@ -121,7 +121,7 @@ def test_affine_keeps_zero_exact_and_covers_the_range(rng, bits, low, high):
 
 @pytest.mark.parametrize("bits", [1, 9, 0, -8, 8.0, True, "8"])
 def test_bits_out_of_range(bits):
-    with pytest.raises(ValueError, match="bits is .*: use an int from 2 to 8"):
+    with pytest.raises(ValueError, match=r"bits is .*: use an int from 2 to 8"):
         numerics.qmax(bits)
 
 

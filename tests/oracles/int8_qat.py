@@ -29,9 +29,7 @@ def backward(kept, g, bits, product_dx, product_dw, seed=None):
 def dot(x, w, g, bits, seed=None):
     """``(y, dx, dw)`` of a dense layer."""
     y, kept = forward(x, w, bits, integer.dot)
-    return y, *backward(
-        kept, g, bits, lambda g, w: g @ w.T, lambda x, g: x.T @ g, seed
-    )
+    return y, *backward(kept, g, bits, lambda g, w: g @ w.T, lambda x, g: x.T @ g, seed)
 
 
 def conv(x, w, g, bits, spec, seed=None):

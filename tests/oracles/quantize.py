@@ -21,7 +21,9 @@ def nearest(t):
 def bits_of(shape, seed):
     """The index hash, with 64-bit integers cut to 32 bits by hand."""
     mask = np.uint64(0xFFFFFFFF)
-    h = (np.arange(np.prod(shape), dtype=np.uint64) * np.uint64(0x9E3779B9) + np.uint64(seed)) & mask
+    h = (
+        np.arange(np.prod(shape), dtype=np.uint64) * np.uint64(0x9E3779B9) + np.uint64(seed)
+    ) & mask
     h = ((h ^ (h >> np.uint64(16))) * np.uint64(0x21F0AAAD)) & mask
     h = ((h ^ (h >> np.uint64(15))) * np.uint64(0x735A2D97)) & mask
     return (h ^ (h >> np.uint64(15))).reshape(shape)

@@ -63,7 +63,7 @@ def test_dense_equals_the_oracle(rng, shape, bits):
 
 
 @pytest.mark.parametrize(
-    "shapes, options",
+    ("shapes", "options"),
     [
         (((2, 6, 5, 4), (3, 3, 4, 20)), {}),
         (((2, 12, 9, 3), (3, 3, 3, 18)), {}),
@@ -83,7 +83,7 @@ def test_convolution_equals_the_oracle(rng, shapes, options):
 
 
 @pytest.mark.parametrize(
-    "layer, shape",
+    ("layer", "shape"),
     [
         (nn.Conv(7, (4,), strides=2), (2, 11, 3)),
         (nn.Conv(4, (2, 3, 2)), (1, 4, 5, 3, 2)),
@@ -99,7 +99,9 @@ def test_layers_of_every_shape_stay_close_to_float(rng, layer, shape):
     x = jnp.asarray(floats(rng, *shape))
     variables = layer.init(jax.random.key(0), x)
     loss = lambda f: lambda v, x: jnp.sum(jnp.sin(f(v, x)))
-    quantized = lambda v, x: rewrite(int8_qat(), layer.apply).apply({}, v, x, key=jax.random.key(1))[0]
+    quantized = lambda v, x: rewrite(int8_qat(), layer.apply).apply(
+        {}, v, x, key=jax.random.key(1)
+    )[0]
     got = jax.jit(jax.grad(loss(quantized), (0, 1)))(variables, x)
     want = jax.grad(loss(layer.apply), (0, 1))(variables, x)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
@@ -121,7 +123,9 @@ def test_channels_first_is_channels_last(rng):
 
 def test_low_precision_models_keep_their_dtype(rng):
     x, w = (jnp.asarray(floats(rng, 8, 8), jnp.bfloat16) for _ in range(2))
-    y, dx, dw = run(int8_qat(), lambda p, x: x @ p["w"], w, x, jnp.ones((8, 8), jnp.bfloat16), jax.random.key(0))
+    y, dx, dw = run(
+        int8_qat(), lambda p, x: x @ p["w"], w, x, jnp.ones((8, 8), jnp.bfloat16), jax.random.key(0)
+    )
     assert {y.dtype, dx.dtype, dw.dtype} == {jnp.dtype(jnp.bfloat16)}
     np.testing.assert_allclose(y.astype(jnp.float32), (x @ w).astype(jnp.float32), atol=0.3)
 
@@ -191,7 +195,11 @@ def test_bad_values_propagate(rng, bad, kind):
 
 @pytest.mark.parametrize("value", [0.0, 1e-38, 1e-45])
 def test_zeros_and_tiny_values_give_zeros(value):
-    x, w, g = np.full((2, 3), value, np.float32), np.ones((3, 2), np.float32), np.zeros((2, 2), np.float32)
+    x, w, g = (
+        np.full((2, 3), value, np.float32),
+        np.ones((3, 2), np.float32),
+        np.zeros((2, 2), np.float32),
+    )
     y, dx, dw = run(int8_qat(), lambda p, x: x @ p["w"], w, x, g, jax.random.key(0))
     assert np.abs(y).max() <= 3.01 * value
     assert (dx == 0).all()
@@ -204,7 +212,7 @@ def test_bits(bits):
         int8_qat(bits=bits)
 
 
-@pytest.mark.parametrize("x, w", [((0, 3), (3, 2)), ((2, 0), (0, 2)), ((2, 3), (3, 0))])
+@pytest.mark.parametrize(("x", "w"), [((0, 3), (3, 2)), ((2, 0), (0, 2)), ((2, 3), (3, 0))])
 def test_empty_axes(x, w):
     with pytest.raises(ValueError, match=r"'w' has an empty axis .*: drop empty batches"):
         rewrite(int8_qat(), lambda p, x: x @ p["w"]).apply({}, {"w": jnp.ones(w)}, jnp.ones(x))
@@ -212,7 +220,9 @@ def test_empty_axes(x, w):
 
 def test_it_goes_last_in_a_chain():
     tx = chain(int8_qat(), identity())
-    with pytest.raises(ValueError, match=r"'w' int8_qat would bypass another transform.*put it last"):
+    with pytest.raises(
+        ValueError, match=r"'w' int8_qat would bypass another transform.*put it last"
+    ):
         rewrite(tx, lambda p, x: x @ p["w"]).apply({}, {"w": jnp.eye(2)}, jnp.ones((1, 2)))
 
 
@@ -225,4 +235,6 @@ def test_a_policy_per_site(rng):
     assert tinyjax.count_macs(run, params) == {"int8": 2 * 4 * 8 * 8, "float32": 4 * 8 * 8}
     by_hand = rewrite(where(lambda site: site.path == "c", int8_qat(bits=4)), apply)
     half = lambda p, x: by_hand.apply({}, p, x)[0]
-    np.testing.assert_array_equal(run(params), rewrite(at("a", int8_qat()), half).apply({}, params, x)[0])
+    np.testing.assert_array_equal(
+        run(params), rewrite(at("a", int8_qat()), half).apply({}, params, x)[0]
+    )

@@ -19,13 +19,11 @@ from tinyjax.numerics.quantize import (
     dequantize,
     finite_or_nan,
     gradient_scales,
-    hash_bits,
-    nearest,
     qmax,
     quantize,
-    stochastic,
     symmetric_scale,
 )
+from tinyjax.numerics.rounding import hash_bits, nearest, stochastic
 
 __all__ = [
     "MAX_CONTRACTION",

@@ -55,13 +55,15 @@ def tap_conv(x: Array, w: Array, spec: ConvSpec) -> Sums:
     kernels = w.reshape(-1, *w.shape[-2:])
     out = spec.out_space(x.shape[1:-1], taps)
     return tuple(
-        total_of(_mix(v, k, spec.groups) for v, k in zip(views(c, spec, taps, out), ks, strict=True))
+        total_of(
+            _mix(v, k, spec.groups) for v, k in zip(views(c, spec, taps, out), ks, strict=True)
+        )
         for c, ks in _channel_spans(x, kernels.swapaxes(0, 1), spec.groups, len(kernels))
     )
 
 
 def tap_conv_dx(g: Array, w: Array, spec: ConvSpec, space: Space) -> Sums:
-    """:func:`integer_conv.conv_dx`, tap by tap: each tap's product, spread to where it came from."""
+    """:func:`integer_conv.conv_dx`, tap by tap, each spread to where it came from."""
     taps, groups = w.shape[:-2], spec.groups
     features = w.shape[-1] // groups
     # [features, taps, groups * c]: the kernel transposed, group by group
@@ -107,9 +109,7 @@ def views(x: Array, spec: ConvSpec, taps: Space, out: Space) -> Iterator[Array]:
     for tap in _indices(taps):
         start = [t * d for t, d in zip(tap, spec.dilation, strict=True)]
         stop = [b + (o - 1) * s + 1 for b, o, s in zip(start, out, spec.strides, strict=True)]
-        yield lax.slice(
-            x, (0, *start, 0), (x.shape[0], *stop, x.shape[-1]), (1, *spec.strides, 1)
-        )
+        yield lax.slice(x, (0, *start, 0), (x.shape[0], *stop, x.shape[-1]), (1, *spec.strides, 1))
 
 
 def padded(x: Array, padding: tuple[tuple[int, int], ...], strides: Space | None = None) -> Array:

@@ -136,7 +136,7 @@ def conv_form(
     ones = (1,) if single else ()
     spec = ConvSpec(
         (*ones, *window_strides),
-        (*(((0, 0),) if single else ()), *map(tuple, padding)),
+        (*(((0, 0),) if single else ()), *((low, high) for low, high in padding)),
         (*ones, *rhs_dilation),
         feature_group_count,
     )

@@ -53,7 +53,8 @@ def conv(x: Array, w: Array, spec: ConvSpec) -> Sums:
     Example:
       >>> import jax.numpy as jnp
       >>> spec = ConvSpec((1, 1), ((0, 0), (0, 0)), (1, 1), 1)
-      >>> conv(jnp.ones((1, 4, 4, 3), jnp.int8), jnp.ones((3, 3, 3, 2), jnp.int8), spec)[0][0, 0, 0].tolist()
+      >>> x, w = jnp.ones((1, 4, 4, 3), jnp.int8), jnp.ones((3, 3, 3, 2), jnp.int8)
+      >>> conv(x, w, spec)[0][0, 0, 0].tolist()
       [27, 27]
     """
     _check(x, w, spec)
@@ -99,7 +100,11 @@ def conv_dx(g: Array, w: Array, spec: ConvSpec, space: tuple[int, ...]) -> Sums:
     rows = zip(space, g.shape[1:-1], spec.strides, before, reach, strict=True)
     after = [n + r - ((o - 1) * s + 1) - b for n, o, s, b, r in rows]
     padding, dense = tuple(zip(before, after, strict=True)), set(spec.strides) == {1}
-    if not dense or min(map(min, padding)) < 0 or any(b + a > r for b, a, r in zip(before, after, reach, strict=True)):
+    if (
+        not dense
+        or min(map(min, padding)) < 0
+        or any(b + a > r for b, a, r in zip(before, after, reach, strict=True))
+    ):
         g, padding = padded(g, padding, spec.strides), ((0, 0),) * len(taps)
     flipped = keep(lax.rev(w, range(len(taps))).swapaxes(-1, -2))
     return (_library(g, flipped, (1,) * len(taps), padding, spec.dilation),)

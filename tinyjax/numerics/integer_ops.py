@@ -9,6 +9,7 @@ integer products.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import jax
@@ -17,7 +18,7 @@ from jax import lax
 
 from tinyjax.numerics.layout import keep, row_major
 
-__all__ = ["MAX_CONTRACTION", "Sums", "dot", "dot_dx", "dot_dw", "total", "zero_point_term"]
+__all__ = ["MAX_CONTRACTION", "Sums", "dot", "dot_dw", "dot_dx", "total", "zero_point_term"]
 
 Array = jax.Array
 Sums = tuple[Array, ...]
@@ -126,7 +127,7 @@ def spans(n: int, longest: int) -> Iterator[slice]:
     """Cuts ``range(n)`` into the fewest slices no longer than ``longest``, near equal."""
     pieces = max(1, -(-n // longest))
     bounds = [n * i // pieces for i in range(pieces + 1)]
-    return (slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False))
+    return (slice(a, b) for a, b in itertools.pairwise(bounds))
 
 
 def _check(x: Array, w: Array) -> None:
@@ -139,6 +140,4 @@ def _check(x: Array, w: Array) -> None:
 def _product(x: Array, w: Array, axis: int = 0) -> Array:
     """``x`` times ``w``, which is contracted over ``axis``."""
     numbers = (((1,), (axis,)), ((), ()))
-    return lax.dot_general(
-        row_major(x), row_major(w), numbers, preferred_element_type=jnp.int32
-    )
+    return lax.dot_general(row_major(x), row_major(w), numbers, preferred_element_type=jnp.int32)

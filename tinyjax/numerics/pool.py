@@ -42,7 +42,9 @@ def max_pool(x: Array, window: tuple[int, ...]) -> Array:
       [[5.0, 7.0]]
     """
     if len(window) != x.ndim or any(w < 1 or w > n for w, n in zip(window, x.shape, strict=False)):
-        raise ValueError(f"window {window} does not fit an array of shape {x.shape}: use one that does")
+        raise ValueError(
+            f"window {window} does not fit an array of shape {x.shape}: use one that does"
+        )
     if math.prod(window) > 127:
         raise ValueError(f"window {window} has over 127 places: use lax.reduce_window")
     whole = tuple(n // w * w for n, w in zip(x.shape, window, strict=True))

@@ -48,7 +48,14 @@ def gain(*, start: float = 1.0) -> Transform:
         return jnp.float32(start)
 
     def call(
-        op: Op, site: Site, vars: Vars, key: Any, x: Array, w: Array, epilogue: Any, **overrides: Any
+        op: Op,
+        site: Site,
+        vars: Vars,
+        key: Any,
+        x: Array,
+        w: Array,
+        epilogue: Any,
+        **overrides: Any,
     ) -> tuple[Any, Vars]:
         del site, key, epilogue  # not taken over: the rewrite applies it to what is returned
         return op(x, w, **overrides) * vars, vars

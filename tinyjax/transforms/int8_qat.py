@@ -42,7 +42,7 @@ from tinyjax.numerics import (
     symmetric_scale,
     total,
 )
-from tinyjax.numerics.quantize import Rounding
+from tinyjax.numerics.rounding import Rounding
 
 __all__ = ["int8_qat"]
 
@@ -86,7 +86,14 @@ def int8_qat(*, bits: int = 8, gradient_rounding: Rounding = stochastic) -> Tran
     qmax(bits)
 
     def call(
-        op: Op, site: Site, vars: Vars, key: Any, x: Array, w: Array, epilogue: Any, **overrides: Any
+        op: Op,
+        site: Site,
+        vars: Vars,
+        key: Any,
+        x: Array,
+        w: Array,
+        epilogue: Any,
+        **overrides: Any,
     ) -> tuple[Array, Vars]:
         del epilogue
         if overrides or not isinstance(op, Op):
@@ -104,9 +111,7 @@ def int8_qat(*, bits: int = 8, gradient_rounding: Rounding = stochastic) -> Tran
         product = _product(form, site.path)
         if form.batched:
             product = jax.vmap(product, (0, 0, None))
-        z = product(
-            form.enter_x(x.astype(jnp.float32)), form.enter_w(w.astype(jnp.float32)), seed
-        )
+        z = product(form.enter_x(x.astype(jnp.float32)), form.enter_w(w.astype(jnp.float32)), seed)
         return form.leave(z).astype(site.out.dtype), vars
 
     def _product(form: Form, path: str) -> Any:
