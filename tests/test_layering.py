@@ -22,8 +22,8 @@ MAY_IMPORT = {
     "graph": {"base", "compat"},
     "rules": {"base", "compat", "numerics"},
     "rewrite": {"base", "compat", "numerics", "graph", "rules"},
-    "combine": {"base", "compat", "rewrite"},
-    "step": {"base", "compat", "rewrite"},
+    "combine": {"base", "compat", "numerics", "rewrite"},
+    "step": {"base", "compat", "numerics", "rewrite"},
     "audit": {"compat"},
     "transforms": {"numerics", "base", "combine"},
 }

@@ -7,9 +7,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from tinyjax.base import EVERYWHERE, Array, Op, Pattern, Site, Transform, Vars, unchanged
+from tinyjax.numerics.rounding import fold_key
 
 __all__ = ["at", "chain", "identity", "where"]
 
@@ -83,7 +82,7 @@ def chain(*txs: Transform) -> Transform:
         first, *others = (i for i, tx in enumerate(txs) if tx.selects(site))
 
         def around(op: Any, i: int) -> Callable[..., tuple[Any, Vars]]:
-            subkey = None if key is None else jax.random.fold_in(key, i)
+            subkey = None if key is None else fold_key(key, i)
             return functools.partial(txs[i].call, op, site, vars[i], subkey)
 
         def stateless(op: Any, i: int) -> Callable[..., Any]:

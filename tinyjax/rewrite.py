@@ -21,6 +21,7 @@ from jax import lax
 
 from tinyjax import compat, graph
 from tinyjax.base import Array, Epilogue, Op, Site, Transform, Vars
+from tinyjax.numerics.rounding import fold_key
 from tinyjax.rules import RULES
 
 __all__ = ["Rewritten", "apply_with", "reached", "rewrite", "sites"]
@@ -224,7 +225,7 @@ class _Run(NamedTuple):
         """The key of one site: the same in every run, different from every other site's."""
         if self.key is None:
             return None
-        return jax.random.fold_in(self.key, zlib.crc32(site.path.encode()))
+        return fold_key(self.key, zlib.crc32(site.path.encode()))
 
     def remat(self, eqn: compat.Eqn, env: dict[Any, Any], vars: dict[str, Vars]) -> dict[str, Vars]:
         """Evaluates a checkpointed region that holds sites as a checkpointed region."""

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from tinyjax.base import Site, Sited, TrainStep, Transform, Vars, unchanged
+from tinyjax.numerics.rounding import fold_key
 from tinyjax.rewrite import apply_with, reached
 
 __all__ = ["attach", "detach", "over_step"]
@@ -181,7 +182,7 @@ class _Lifted:
 
 def _key(tick: jax.Array) -> jax.Array:
     """The random key of one step. Rounding needs no secret, so the seed is fixed."""
-    return jax.random.fold_in(jax.random.key(0), jax.lax.stop_gradient(tick).astype(jnp.uint32))
+    return fold_key(jax.random.key(0), jax.lax.stop_gradient(tick).astype(jnp.uint32))
 
 
 def _entering(state: Any, inner: Callable[..., Any]) -> Any:

@@ -41,7 +41,7 @@ def run(tx, apply, w, x, g, key=None):
 
 def seed_of(key, path="w"):
     """The seed of one site: the key folded with the path, as the transform draws it."""
-    return int(jax.random.bits(jax.random.fold_in(key, zlib.crc32(path.encode())), (), jnp.uint32))
+    return int(numerics.seed_of(numerics.fold_key(key, zlib.crc32(path.encode()))))
 
 
 def close(got, want):

@@ -23,7 +23,7 @@ from tinyjax.numerics.quantize import (
     quantize,
     symmetric_scale,
 )
-from tinyjax.numerics.rounding import hash_bits, nearest, stochastic
+from tinyjax.numerics.rounding import fold_key, hash_bits, nearest, seed_of, stochastic
 
 __all__ = [
     "MAX_CONTRACTION",
@@ -41,6 +41,7 @@ __all__ = [
     "dot_dx",
     "dot_form",
     "finite_or_nan",
+    "fold_key",
     "gradient_scales",
     "hash_bits",
     "keep",
@@ -49,6 +50,7 @@ __all__ = [
     "qmax",
     "quantize",
     "row_major",
+    "seed_of",
     "stochastic",
     "symmetric_scale",
     "total",

@@ -70,15 +70,9 @@ def abs_max(x: Array, axis: Sequence[int] | None = None) -> Array:
     """
     axes = tuple(range(x.ndim)) if axis is None else tuple(axis)
     x = x.astype(jnp.float32)
-    largest = _magnitude(x, axes, keepdims=True)
+    largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0.0)
     # XLA's float maximum on CPU passes over NaN; a sum does not, and costs half a pass.
     return largest + jnp.float32(0) * jnp.sum(x, axis=axes, keepdims=True)
-
-
-def _magnitude(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
-    """Largest magnitude, blind to NaN. Two plain reductions can be twice as fast as one of abs."""
-    most = jnp.max(x, axis=axes, keepdims=keepdims, initial=0.0)
-    return jnp.maximum(most, -jnp.min(x, axis=axes, keepdims=keepdims, initial=0.0))
 
 
 def symmetric_scale(largest: Array, bits: int = 8) -> Array:
@@ -128,7 +122,9 @@ def gradient_scales(g: Array, s_w: Array, bits: int = 8) -> tuple[Array, Array]:
       >>> s_r.tolist(), s_g.tolist()
       ([[8.0], [4.0]], [3.0, 2.0])
     """
-    largest = _magnitude(g, tuple(range(1, g.ndim - 1)))
+    space = tuple(range(1, g.ndim - 1))
+    # Over inner axes two plain reductions take half the time of one of magnitudes.
+    largest = jnp.maximum(jnp.max(g, axis=space, initial=0.0), -jnp.min(g, axis=space, initial=0.0))
     # As in abs_max, for NaN. A bias gradient is this very sum, so it is often free.
     unknown = jnp.float32(0) * jnp.sum(g, axis=tuple(range(g.ndim - 1)))
     rows = jnp.max(largest * s_w, axis=1, initial=0.0) + jnp.sum(unknown)

@@ -38,6 +38,7 @@ from tinyjax.numerics import (
     gradient_scales,
     qmax,
     quantize,
+    seed_of,
     stochastic,
     symmetric_scale,
     total,
@@ -107,7 +108,7 @@ def int8_qat(*, bits: int = 8, gradient_rounding: Rounding = stochastic) -> Tran
                 f"{site.out.shape}), so there is no scale: drop empty batches before the step"
             )
         form = _FORMS[site.kind](site.x.shape, site.w.shape, **dict(site.params))
-        seed = None if key is None else jax.random.bits(key, (), jnp.uint32)
+        seed = None if key is None else seed_of(key)
         product = _product(form, site.path)
         if form.batched:
             product = jax.vmap(product, (0, 0, None))
