@@ -23,7 +23,8 @@ def test_folded_keys_and_seeds_differ(impl):
 def test_the_order_of_folding_matters():
     key = jax.random.key(0)
     ab, ba = (
-        numerics.seed_of(numerics.fold_key(numerics.fold_key(key, a), b)) for a, b in ((1, 2), (2, 1))
+        numerics.seed_of(numerics.fold_key(numerics.fold_key(key, a), b))
+        for a, b in ((1, 2), (2, 1))
     )
     assert ab != ba
 
