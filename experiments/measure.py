@@ -109,25 +109,39 @@ def temp_bytes(program: jax.stages.Compiled) -> int:
     return analysis.temp_size_in_bytes
 
 
-def interleaved(fns: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    fns: Mapping[str, Callable[[], Any]], rounds: int, calls: int = 1
+) -> dict[str, list[float]]:
     """Seconds per call of several functions, called in turn `rounds` times in one process.
 
     Round robin exposes every function to the same weather: load, frequency, temperature. Each is
     called once unmeasured first (compilation, caches), and every call is waited for.
 
+    Args:
+      fns: what to call, by name.
+      rounds: turns of each.
+      calls: calls in a turn. Of several the first is not counted: it finds caches and heap as
+        another function left them, where a training step finds them as it left them itself.
+
+    Returns:
+      For each name the seconds of ``rounds * max(1, calls - 1)`` calls.
+
     Raises:
-      ValueError: if there are no rounds.
+      ValueError: if there are no rounds or no calls.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds={rounds} measures nothing: choose at least 1")
+    if rounds < 1 or calls < 1:
+        raise ValueError(f"rounds={rounds}, calls={calls} measure nothing: choose at least 1")
     for fn in fns.values():
         jax.block_until_ready(fn())
     seconds: dict[str, list[float]] = {name: [] for name in fns}
     for _ in range(rounds):
         for name, fn in fns.items():
-            start = time.perf_counter()
-            jax.block_until_ready(fn())
-            seconds[name].append(time.perf_counter() - start)
+            turn = []
+            for _ in range(calls):
+                start = time.perf_counter()
+                jax.block_until_ready(fn())
+                turn.append(time.perf_counter() - start)
+            seconds[name] += turn[1:] or turn
     return seconds
 
 

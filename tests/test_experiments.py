@@ -86,7 +86,11 @@ def test_interleaved_takes_turns_after_a_warm_up():
     seconds = measure.interleaved(fns, 3)
     assert calls == list("ab" * 4)
     assert {name: len(taken) for name, taken in seconds.items()} == {"a": 3, "b": 3}
-    with pytest.raises(ValueError, match="rounds=0 measures nothing"):
+    calls.clear()
+    seconds = measure.interleaved(fns, 2, calls=3)
+    assert calls == list("ab" + "aaabbb" * 2)
+    assert {name: len(taken) for name, taken in seconds.items()} == {"a": 4, "b": 4}
+    with pytest.raises(ValueError, match=r"rounds=0, calls=1 measure nothing"):
         measure.interleaved(fns, 0)
 
 
