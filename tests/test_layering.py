@@ -17,7 +17,7 @@ MAX_LINES = 300
 # What each layer may import of ours, besides itself. `tinyjax/__init__.py` re-exports them all.
 MAY_IMPORT = {
     "numerics": set(),
-    "base": set(),
+    "base": {"compat"},
     "compat": set(),
     "graph": {"base", "compat"},
     "rules": {"base", "compat", "numerics"},

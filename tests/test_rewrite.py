@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 import tinyjax
 from tests import networks
@@ -74,6 +75,45 @@ def test_names_pass_layout_and_casts_and_count_uses():
     params = {"a": {"w": jnp.ones((4, 6))}, "b": jnp.ones((4, 4))}
     found = sites(apply, params, jnp.ones((2, 6), jnp.bfloat16))
     assert [s.path for s in found] == ["a/w", "b", "b#2"]
+
+
+def test_names_pass_checkpoints_constraints_and_slices():
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    forms = {
+        "constraint": lambda w: lax.with_sharding_constraint(w[0], place),
+        "name": lambda w: checkpoint_name(w[0], "w"),
+        "checkpoint": lambda w: jax.checkpoint(jnp.transpose)(w[0]),
+        "slice": lambda w: w[1],
+    }
+    params = {"a": jnp.ones((2, 3, 3)), "b": jnp.eye(3)}
+    for form in forms.values():
+        apply = lambda p, x, form=form: x @ form(p["a"]) @ p["b"]
+        assert [s.path for s in sites(apply, params, jnp.ones((2, 3)))] == ["a", "b"]
+        got, _ = rewrite(owner(), apply).apply({}, params, jnp.ones((2, 3)))
+        np.testing.assert_array_equal(got, apply(params, jnp.ones((2, 3))))
+
+
+def test_paths_are_unique():
+    apply = lambda p, x: x @ p["w"] @ p["w#2"] @ p["w"]
+    params = {"w": jnp.eye(2), "w#2": jnp.eye(2)}
+    assert [s.path for s in sites(apply, params, jnp.ones((1, 2)))] == ["w", "w#2", "w#3"]
+    one = tinyjax.at("w#3", identity())
+    assert list(rewrite(one, apply).init(params, jnp.ones((1, 2)))) == ["w#3"]
+
+
+def test_classes_among_the_arguments_are_static():
+    apply = lambda p, x, dtype: (x @ p["w"]).astype(dtype)
+    out, _ = rewrite(identity(), apply).apply({}, {"w": jnp.eye(2)}, jnp.ones((1, 2)), np.float16)
+    assert out.dtype == jnp.float16
+
+
+def test_an_ambiguous_key_is_refused():
+    apply = lambda p, x, key=None: x @ p["w"]
+    with pytest.raises(ValueError, match=r"key=\.\.\. is the transform's.*by position"):
+        rewrite(identity(), apply).apply(
+            {}, {"w": jnp.eye(2)}, jnp.ones((1, 2)), key=jax.random.key(0)
+        )
 
 
 def test_products_of_activations_and_computed_weights_are_no_sites():

@@ -1,5 +1,7 @@
 """Transforms on unmodified train steps: every style of model, jit, scan, state, checkpoints."""
 
+import functools
+
 import flax.serialization
 import jax
 import jax.numpy as jnp
@@ -155,7 +157,7 @@ def test_attach_keeps_moments_and_detach_gives_them_back(rng):
     tx = chain(gain(), int8_qat())
     grown = attach(tx, case.step, state, *batch)
     assert isinstance(grown.params, Sited)
-    assert grown.params.tick == 1.0
+    assert grown.params.tick.tolist() == [2.0**-120, 0, 0, 0]
     trace = grown.opt_state[0].trace
     assert isinstance(trace, Sited)
     jax.tree.map(np.testing.assert_array_equal, trace.model, state.opt_state[0].trace)
@@ -314,4 +316,118 @@ def test_a_step_that_returns_the_state_alone(rng):
     case = networks.plain_case(batch)
     state = NEAREST(jax.jit(lambda s, x, y: case.step(s, x, y)[0]))(case.state, *batch)
     assert state.apply_fn is case.state.apply_fn
+    assert int(state.step) == 1
+
+
+# --- what a step may do to its parameters --------------------------------------------------------
+
+
+def test_the_step_counter_weighs_nothing(rng):
+    """A penalty over all parameters, weight decay and a norm see the model alone, at any step."""
+    batch = networks.batch_of(rng)
+    case = networks.plain_case(batch)
+    optimizer = optax.chain(optax.add_decayed_weights(0.1), optax.clip_by_global_norm(1.0))
+    state = train_state.TrainState.create(
+        apply_fn=case.state.apply_fn, params=case.state.params, tx=optimizer
+    ).replace(step=2**31 - 5)
+
+    def step(state, x, y):
+        def loss(params):
+            penalty = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
+            return jnp.mean(state.apply_fn(params, x) ** 2) + penalty
+
+        value, grads = jax.value_and_grad(loss)(state.params)
+        return state.apply_gradients(grads=grads), value
+
+    plain, want = NEAREST(step)(state, *batch)
+    sited, got = NEAREST(step)(attach(NEAREST, step, state, *batch), *batch)
+    np.testing.assert_array_equal(got, want)
+    jax.tree.map(np.testing.assert_array_equal, detach(sited).params, plain.params)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_every_step_has_its_own_bits_in_mixed_precision_too(rng, dtype):
+    batch = networks.batch_of(rng)
+    case = networks.plain_case(batch)
+
+    def step(state, x, y):
+        def loss(params):
+            low = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+            return jnp.mean(state.apply_fn(low, x.astype(dtype)).astype(jnp.float32) ** 2)
+
+        return state.apply_gradients(grads=jax.grad(loss)(state.params))
+
+    tx = int8_qat(bits=4)
+    state = attach(tx, step, case.state, *batch)
+    run = jax.jit(tx(step))
+    kernels = [
+        run(state.replace(step=jnp.int32(n)), *batch).params.model["w1"]
+        for n in range(70000, 70008)
+    ]
+    assert len({np.asarray(k, np.float32).tobytes() for k in kernels}) == 8
+
+
+def test_a_precision_that_loses_the_counter_is_refused(rng):
+    batch = networks.batch_of(rng)
+    case = networks.plain_case(batch)
+
+    def step(state, x, y):
+        half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), state.params)
+        return state, state.apply_fn(half, x.astype(jnp.float16))
+
+    state = attach(int8_qat(), step, case.state, *batch)
+    with pytest.raises(ValueError, match=r"casts all of state\.params to float16.*bfloat16"):
+        int8_qat()(step)(state, *batch)
+
+
+def test_lifting_inside_the_loop_traces_once(rng):
+    batch = networks.batch_of(rng)
+    case = networks.plain_case(batch)
+    step, traces = counting(case.step)
+    state = case.state
+    for _ in range(4):
+        state, _ = NEAREST(step)(state, *batch)
+    assert len(traces) == 1
+
+
+def test_static_arguments_reach_the_step(rng):
+    batch = networks.batch_of(rng)
+    case = networks.plain_case(batch)
+
+    @functools.partial(jax.jit, static_argnums=3, static_argnames="again")
+    def step(state, x, y, mode, again=False):
+        assert isinstance(mode, str)
+        assert isinstance(again, bool)
+        return case.step(state, x, y)
+
+    tx = int8_qat()
+    shapes = (jax.ShapeDtypeStruct(b.shape, b.dtype) for b in batch)
+    state = attach(tx, step, case.state, *shapes, "mean", again=True)
+    state, _ = tx(step)(state, *batch, "mean", again=True)
+    assert int(state.step) == 1
+    counts = tinyjax.count_macs(tx(step), state, *batch, "mean", again=True)
+    assert set(counts) == {"int8"}
+
+
+def test_states_that_would_be_overlooked(rng):
+    batch = networks.batch_of(rng)
+    state = networks.plain_case(batch).state
+    both = lambda first, second, x: first
+    with pytest.raises(ValueError, match="takes a second train state"):
+        NEAREST(both)(state, state, batch[0])
+    with pytest.raises(ValueError, match=r"first argument is ArrayImpl, which has no apply_fn"):
+        NEAREST(both)(batch[0], state)
+
+
+def test_optimizers_that_look_parameters_up_by_name(rng):
+    batch = networks.batch_of(rng)
+    case = networks.plain_case(batch)
+    labels = {"w1": "a", "b1": "a", "w2": "b"}
+    optimizer = optax.multi_transform({"a": optax.sgd(0.1), "b": optax.sgd(0.2)}, labels)
+    state = train_state.TrainState.create(
+        apply_fn=case.state.apply_fn, params=case.state.params, tx=optimizer
+    )
+    with pytest.raises(ValueError, match=r"optimizer needs the parameters in their own structure"):
+        attach(int8_qat(), case.step, state, *batch)
+    state, _ = NEAREST(case.step)(state, *batch)
     assert int(state.step) == 1

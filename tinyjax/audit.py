@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,8 @@ def count_macs(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, 
     (the first layer's input gradient) is counted.
 
     Args:
-      fun: any traceable function, jitted or not; it is traced, not run.
+      fun: any traceable function, jitted or not; it is traced, not run. What is not an array
+        among its arguments is static.
       *args: its arguments, arrays or ``jax.ShapeDtypeStruct``.
       **kwargs: its keywords, likewise.
 
@@ -32,17 +32,8 @@ def count_macs(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, 
       {'float32': 30}
     """
     counts: Counter[str] = Counter()
-    jaxpr, _ = compat.trace(lambda *a: fun(*a, **kwargs), *args)
-    for eqn, times in compat.equations(jaxpr):
-        if eqn.primitive.name in compat.KINDS:
-            counts[eqn.invars[0].aval.dtype.name] += times * _macs(eqn)
+    for eqn, times in compat.equations(compat.abstractly(fun, *args, **kwargs)):
+        if kind := compat.KINDS.get(eqn.primitive.name):
+            x, w, out = (v.aval for v in (*eqn.invars, *eqn.outvars))
+            counts[x.dtype.name] += times * compat.macs(kind, eqn.params, x, w, out)
     return dict(counts)
-
-
-def _macs(eqn: compat.Eqn) -> int:
-    x, w, out = eqn.invars[0].aval, eqn.invars[1].aval, eqn.outvars[0].aval
-    if eqn.primitive.name == compat.CONV:
-        features = w.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
-        return out.size * (w.size // max(features, 1))
-    (contracted, _), _ = eqn.params["dimension_numbers"]
-    return out.size * math.prod(x.shape[a] for a in contracted)

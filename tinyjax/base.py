@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from jax import lax
 
+from tinyjax.compat import macs
+
 __all__ = [
     "Epilogue",
     "Op",
@@ -60,15 +62,7 @@ class Site(NamedTuple):
     @property
     def macs(self) -> int:
         """Multiply-accumulates of the forward op."""
-        params = dict(self.params)
-        if self.kind == "conv":
-            features = self.w.shape[params["dimension_numbers"].rhs_spec[0]]
-            return self.out.size * (self.w.size // max(features, 1))
-        (contracted, _), _ = params["dimension_numbers"]
-        depth = 1
-        for axis in contracted:
-            depth *= self.x.shape[axis]
-        return self.out.size * depth
+        return macs(self.kind, dict(self.params), self.x, self.w, self.out)
 
 
 class Epilogue(NamedTuple):
@@ -205,12 +199,13 @@ class Sited(NamedTuple):
     Attributes:
       model: the model's own parameters, untouched.
       sites: variables by site path.
-      tick: float32 step counter, set before each step; random keys are folded from it. A float,
-        because everything under ``jax.grad`` must be; exact up to 2**24 steps.
+      tick: the step, set before each step, from which random keys are folded: float32 ``[4]``, its
+        bytes times ``2**-120``. Floats, because everything under ``jax.grad`` must be; so small
+        that no norm or penalty over all parameters sees them; exact in bfloat16 too.
 
     Example:
       >>> import jax.numpy as jnp, tinyjax
-      >>> tinyjax.Sited({"w": jnp.ones(3)}, {}, jnp.float32(0)).model["w"].shape
+      >>> tinyjax.Sited({"w": jnp.ones(3)}, {}, jnp.zeros(4)).model["w"].shape
       (3,)
     """
 

@@ -157,11 +157,16 @@ def at(pattern: str, tx: Transform) -> Transform:
     wanted = pattern.split("/")
 
     def pred(site: Site) -> bool:
-        names = site.path.split("#")[0].split("/")
+        names = site.path.split("/")
         runs = (names[i : i + len(wanted)] for i in range(len(names) - len(wanted) + 1))
-        return any(all(map(fnmatch.fnmatchcase, run, wanted)) for run in runs)
+        return any(all(map(_matches, run, wanted)) for run in runs)
 
     return _where(pred, tx, f"at({pattern!r})")
+
+
+def _matches(name: str, wanted: str) -> bool:
+    """Whether a name in a path is meant; every use of a weight answers to its bare name."""
+    return any(fnmatch.fnmatchcase(n, wanted) for n in (name, name.partition("#")[0]))
 
 
 def _where(pred: Callable[[Site], bool], tx: Transform, name: str) -> Transform:

@@ -7,6 +7,7 @@ test suite runs on jax 0.10.2 and on the newest release.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,13 +24,16 @@ __all__ = [
     "REMAT",
     "Eqn",
     "Jaxpr",
+    "abstractly",
     "bind",
     "bodies",
     "body",
     "checkpointed",
     "equations",
     "inner_jaxprs",
+    "is_array",
     "is_literal",
+    "macs",
     "read",
     "trace",
 ]
@@ -43,16 +47,22 @@ KINDS = {CONV: "conv", DOT: "dot"}
 CALLS = frozenset({"jit", "pjit", "closed_call", "core_call"})  # entered: they only group equations
 REMAT = frozenset({"remat2", "checkpoint", "remat"})  # kept: they carry the user's memory policy
 LOOPS = frozenset({"scan", "while", "cond"})  # one body, many or conditional executions
-# Primitives through which an array stays "the same weight, laid out differently".
+# Primitives through which an array stays the same weight: laid out, placed or named differently,
+# or a part of it.
 LAYOUT = frozenset(
     {
-        "convert_element_type",
-        "reshape",
-        "transpose",
         "broadcast_in_dim",
-        "squeeze",
+        "convert_element_type",
         "copy",
         "copy_p",
+        "name",
+        "pcast",
+        "pvary",
+        "reshape",
+        "sharding_constraint",
+        "slice",
+        "squeeze",
+        "transpose",
     }
 )
 
@@ -61,6 +71,26 @@ def trace(fun: Callable[..., Any], *args: Any) -> tuple[Jaxpr, Sequence[Any]]:
     """Returns the jaxpr of ``fun(*args)`` and the values of its constants."""
     closed = jax.make_jaxpr(fun)(*args)
     return closed.jaxpr, closed.consts
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is traced (arrays, their shapes) rather than static (all else)."""
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype") and not isinstance(leaf, type)
+
+
+def abstractly(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Jaxpr:
+    """The jaxpr of ``fun(*args, **kwargs)``; what is not an array among them is static."""
+    leaves, tree = jax.tree.flatten((args, kwargs))
+    dynamic = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
+
+    def run(*values: Any) -> list[Any]:
+        full = list(leaves)
+        for i, value in zip(dynamic, values, strict=True):
+            full[i] = value
+        args, kwargs = jax.tree.unflatten(tree, full)
+        return [leaf for leaf in jax.tree.leaves(fun(*args, **kwargs)) if is_array(leaf)]
+
+    return trace(run, *(leaves[i] for i in dynamic))[0]
 
 
 def inner_jaxprs(eqn: Eqn) -> list[Jaxpr]:
@@ -113,3 +143,12 @@ def equations(jaxpr: Jaxpr, times: int = 1) -> Iterator[tuple[Eqn, int]]:
         inner = times * eqn.params["length"] if eqn.primitive.name == "scan" else times
         for body in inner_jaxprs(eqn):
             yield from equations(body, inner)
+
+
+def macs(kind: str, params: dict[str, Any], x: Any, w: Any, out: Any) -> int:
+    """Multiply-accumulates of a convolution or dot product from its shapes."""
+    if kind == "conv":
+        features = w.shape[params["dimension_numbers"].rhs_spec[0]]
+        return out.size * (w.size // max(features, 1))
+    (contracted, _), _ = params["dimension_numbers"]
+    return out.size * math.prod(x.shape[axis] for axis in contracted)

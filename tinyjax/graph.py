@@ -8,6 +8,7 @@ the prelude, to the epilogue of one site, or to neither (:func:`plan`). Nothing 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -34,9 +35,7 @@ def flatten(apply: Callable[..., Any], params: Any, args: Any, kwargs: Any) -> F
     """Traces ``apply(params, *args, **kwargs)``; what is not an array is static."""
     named, tree = jax.tree_util.tree_flatten_with_path((params, args, kwargs))
     leaves = [leaf for _, leaf in named]
-    dynamic = [
-        i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")
-    ]
+    dynamic = [i for i, leaf in enumerate(leaves) if compat.is_array(leaf)]
     out_trees = []
 
     def fun(*values: Any) -> list[Any]:
@@ -117,6 +116,10 @@ def _search(jaxpr: compat.Jaxpr, names: dict[Any, str], found: Found, loop: str 
                 pairs = zip(reversed(inner.invars), reversed(eqn.invars), strict=False)
                 passed = {v: names[u] for v, u in pairs if not compat.is_literal(u) and u in names}
                 _search(inner, passed, found, kind if kind in compat.LOOPS else loop)
+                if kind not in compat.LOOPS:
+                    outs = zip(eqn.outvars, inner.outvars, strict=True)
+                    named = (pair for pair in outs if not compat.is_literal(pair[1]))
+                    names.update({v: passed[u] for v, u in named if u in passed})
 
 
 def _meet(eqn: compat.Eqn, index: int, path: str, found: Found, loop: str | None) -> None:
@@ -130,10 +133,12 @@ def _meet(eqn: compat.Eqn, index: int, path: str, found: Found, loop: str | None
     if swapped:
         contracted, batch = params["dimension_numbers"]
         params["dimension_numbers"] = (contracted[::-1], batch[::-1])
-    uses = sum(p.split("#")[0] == path for p in [*(s.path for s in found.sites), *found.looped])
+    taken = {*(s.path for s in found.sites), *found.looped}
+    again = (f"{path}#{use}" for use in itertools.count(2))
+    unique = next(name for name in itertools.chain((path,), again) if name not in taken)
     x, w, out = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, w, eqn.outvars[0].aval))
     pairs = tuple(sorted((k, v) for k, v in params.items() if v is not None))
-    site = Site(path if not uses else f"{path}#{uses + 1}", kind, x, w, out, pairs)
+    site = Site(unique, kind, x, w, out, pairs)
     if swapped:
         site = site._replace(out=jax.eval_shape(Op(site), x, w))
     if loop is None:

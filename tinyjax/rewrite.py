@@ -1,4 +1,4 @@
-"""Carries a transform to the op sites of a forward function.
+"""Carries a transform to the sites of a forward function.
 
 ``rewrite(tx, apply)`` traces ``apply``, finds where parameters meet activations, and evaluates the
 same equations again with the transform in those places. It happens before differentiation, under
@@ -12,6 +12,7 @@ untouched; loops whose bodies hold a selected site are refused.
 from __future__ import annotations
 
 import functools
+import inspect
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -52,20 +53,16 @@ class Rewritten(NamedTuple):
 def rewrite(tx: Transform, apply: Callable[..., Any]) -> Rewritten:
     """Puts a transform into a forward function ``apply(params, *args, **kwargs)``.
 
-    Memoised on ``(tx, apply)``, so that the functions it returns have stable identities and
-    ``jax.jit`` does not trace them twice.
+    Memoised on ``(tx, apply)``, so that ``jax.jit`` does not trace what it returns twice.
 
     Args:
       tx: the transform.
       apply: a pure function whose first argument is a pytree that holds the weights. Arrays among
         its arguments are traced; everything else (``train=True``, ``mutable=[...]``) is static.
 
-    Returns:
-      A :class:`Rewritten`.
-
     Raises:
-      ValueError: when called, if no weight meets an activation, if the transform selects nothing,
-        if a selected site lies in the body of a loop, or if variables or a key are missing.
+      ValueError: when called, if no weight meets an activation, if a pattern matches nothing, if a
+        selected site lies in the body of a loop, or if variables are missing.
 
     Example:
       >>> import jax, jax.numpy as jnp, tinyjax
@@ -81,8 +78,12 @@ def rewrite(tx: Transform, apply: Callable[..., Any]) -> Rewritten:
         return {site.path: tx.init(site) for site in reached(tx, apply, params, args, kwargs)}
 
     def transformed(
-        vars: dict[str, Vars], params: Any, *args: Any, key: Array | None = None, **kwargs: Any
+        vars: dict[str, Vars], params: Any, /, *args: Any, key: Array | None = None, **kwargs: Any
     ) -> tuple[Any, dict[str, Vars]]:
+        if key is not None and "key" in inspect.signature(apply).parameters:
+            raise ValueError(
+                "key=... is the transform's, but the function has a key too: pass that by position"
+            )
         return apply_with(tx, apply, vars, key, params, args, kwargs)
 
     return Rewritten(init, transformed)
@@ -98,8 +99,7 @@ def sites(apply: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> 
       **kwargs: its keywords.
 
     Returns:
-      The sites in program order. Weighted ops in loops or behind custom derivatives are out of
-      reach and not listed.
+      The sites in program order, without those out of reach in loops or custom derivatives.
 
     Example:
       >>> import jax.numpy as jnp, tinyjax

@@ -15,14 +15,18 @@ import jax
 import jax.numpy as jnp
 
 from tinyjax.base import Site, Sited, TrainStep, Transform, Vars, unchanged
+from tinyjax.compat import abstractly
 from tinyjax.numerics.rounding import fold_key
 from tinyjax.rewrite import apply_with, reached
 
 __all__ = ["attach", "detach", "over_step"]
 
 
+@functools.lru_cache(maxsize=256)
 def over_step(tx: Transform, step: TrainStep) -> TrainStep:
     """Lifts a transform onto an unmodified train step; ``tx(step)`` is the same.
+
+    Memoised, so that ``tx(step)(state, ...)`` may stand in a loop.
 
     Args:
       tx: the transform.
@@ -55,6 +59,7 @@ def over_step(tx: Transform, step: TrainStep) -> TrainStep:
 
     @functools.wraps(step)
     def lifted(state: Any, *batch: Any, **kwargs: Any) -> Any:
+        _only_state(state, batch, kwargs)
         apply_fn = state.apply_fn
         inner = lift(apply_fn)
         out = step(_entering(state, inner), *batch, **kwargs)
@@ -77,7 +82,9 @@ def attach(tx: Transform, step: TrainStep, state: Any, *batch: Any, **kwargs: An
     """Prepares a train state for a transform that has variables or needs keys.
 
     The step is traced, not run, to see how it calls ``state.apply_fn``. The parameters become a
-    :class:`tinyjax.Sited`; the optimizer's state grows to match and keeps its moments.
+    :class:`tinyjax.Sited`; the optimizer's state grows to match and keeps its moments. Arrays are
+    shared with the state that was given. Several calls of ``apply_fn`` in one step share their
+    random bits.
 
     Args:
       tx: the transform.
@@ -100,6 +107,7 @@ def attach(tx: Transform, step: TrainStep, state: Any, *batch: Any, **kwargs: An
       >>> tinyjax.Sited._fields
       ('model', 'sites', 'tick')
     """
+    _only_state(state, batch, kwargs)
     if _sited(state.params):
         raise ValueError("the state has variables already: call detach(state) before attach(...)")
     seen: dict[str, Site] = {}
@@ -108,7 +116,7 @@ def attach(tx: Transform, step: TrainStep, state: Any, *batch: Any, **kwargs: An
         seen.update({site.path: site for site in reached(tx, state.apply_fn, params, args, kwargs)})
         return state.apply_fn(params, *args, **kwargs)
 
-    jax.eval_shape(functools.partial(step, **kwargs), state.replace(apply_fn=spy), *batch)
+    abstractly(step, state.replace(apply_fn=spy), *batch, **kwargs)
     if not seen:
         raise ValueError(
             "this step never called state.apply_fn, so its sites are unknown: "
@@ -122,14 +130,8 @@ def attach(tx: Transform, step: TrainStep, state: Any, *batch: Any, **kwargs: An
                 f"variable {jax.tree_util.keystr(path)} is {leaf.dtype}, which cannot be trained "
                 "in a train step: use rewrite(tx, apply) in your own loop"
             )
-    params = Sited(state.params, found, jnp.asarray(state.step, jnp.float32))
-    grown = jax.tree.map(
-        lambda new, old: new._replace(model=old) if _is_sited(new) else old,
-        state.tx.init(params),
-        state.opt_state,
-        is_leaf=_is_sited,
-    )
-    return state.replace(params=params, opt_state=grown)
+    params = Sited(state.params, found, _tick(state.step))
+    return state.replace(params=params, opt_state=_grown(state, params))
 
 
 def detach(state: Any) -> Any:
@@ -137,10 +139,27 @@ def detach(state: Any) -> Any:
 
     Example:
       >>> import jax.numpy as jnp, tinyjax
-      >>> tinyjax.detach({"params": tinyjax.Sited({"w": 1.0}, {}, jnp.float32(0))})
+      >>> tinyjax.detach({"params": tinyjax.Sited({"w": 1.0}, {}, jnp.zeros(4))})
       {'params': {'w': 1.0}}
     """
     return _bare(state)
+
+
+def _grown(state: Any, params: Sited) -> Any:
+    """The optimizer's state for the new parameters, with the moments of the old ones."""
+    try:
+        return jax.tree.map(
+            lambda new, old: new._replace(model=old) if _is_sited(new) else old,
+            state.tx.init(params),
+            state.opt_state,
+            is_leaf=_is_sited,
+        )
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            "the optimizer needs the parameters in their own structure (a mask or labels by name, "
+            "say), and attach puts variables beside them: give it functions of the tree that pass "
+            "Sited through, or round with tinyjax.numerics.nearest, which needs no attach"
+        ) from error
 
 
 def _is_sited(node: Any) -> bool:
@@ -154,6 +173,21 @@ def _sited(tree: Any) -> list[Sited]:
 def _bare(tree: Any) -> Any:
     """A pytree with the model's parameters alone in place of every ``Sited``."""
     return jax.tree.map(lambda n: n.model if _is_sited(n) else n, tree, is_leaf=_is_sited)
+
+
+def _only_state(state: Any, batch: Any, kwargs: Any) -> None:
+    """Refuses arguments in which something would be left in float unnoticed."""
+    if not hasattr(state, "apply_fn"):
+        raise ValueError(
+            f"the step's first argument is {type(state).__name__}, which has no apply_fn: pass the "
+            "train state first"
+        )
+    is_state = lambda node: hasattr(node, "apply_fn")
+    if any(map(is_state, jax.tree.leaves((batch, kwargs), is_leaf=is_state))):
+        raise ValueError(
+            "the step takes a second train state, which would stay as it is: transform its model "
+            "with tinyjax.rewrite(tx, model.apply) where you build it"
+        )
 
 
 def _carries(apply_fn: Callable[..., Any], node: Any) -> bool:
@@ -180,14 +214,30 @@ class _Lifted:
         return out
 
 
+_UNIT = 2.0**-120  # its square is 0 in float32, and it is a normal number in bfloat16
+
+
+def _tick(step: Any) -> jax.Array:
+    """The step as a variable that weighs nothing: see :class:`tinyjax.Sited`."""
+    shifts = jnp.arange(0, 32, 8, dtype=jnp.uint32)
+    digits = (jnp.asarray(step).astype(jnp.uint32) >> shifts) & jnp.uint32(255)
+    return digits.astype(jnp.float32) * jnp.float32(_UNIT)
+
+
 def _key(tick: jax.Array) -> jax.Array:
     """The random key of one step. Rounding needs no secret, so the seed is fixed."""
-    return fold_key(jax.random.key(0), jax.lax.stop_gradient(tick).astype(jnp.uint32))
+    if tick.dtype not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(
+            f"the step casts all of state.params to {tick.dtype}, in which the step counter beside "
+            "the model is lost: cast to bfloat16, or leave Sited.tick in float32"
+        )
+    digits = jax.lax.stop_gradient(tick).astype(jnp.float32) * jnp.float32(1 / _UNIT)
+    words = jnp.rint(digits).astype(jnp.uint32) << jnp.arange(0, 32, 8, dtype=jnp.uint32)
+    return fold_key(jax.random.key(0), jnp.sum(words, dtype=jnp.uint32))
 
 
 def _entering(state: Any, inner: Callable[..., Any]) -> Any:
     """The state as the step sees it: transformed ``apply_fn``, current tick."""
     if isinstance(state.params, Sited):
-        tick = jnp.asarray(state.step).astype(jnp.float32)
-        state = state.replace(params=state.params._replace(tick=tick))
+        state = state.replace(params=state.params._replace(tick=_tick(state.step)))
     return state.replace(apply_fn=inner)

@@ -6,10 +6,10 @@ F32 = np.float32
 
 
 def scale(x, bits, axis=None):
-    """Largest magnitude over ``axis`` (kept) times 1 / largest code; 1 for zeros."""
+    """Largest magnitude over ``axis`` (kept) times 1 / largest code, within 2**-126 and 2**126."""
     largest = np.abs(x.astype(F32)).max(axis=axis, keepdims=True, initial=F32(0))
     s = largest * F32(1 / (2 ** (bits - 1) - 1))
-    s = np.where(s < np.finfo(F32).tiny, F32(1), s)
+    s = np.where(s < F32(2.0**-126), F32(2.0**-126), s)
     return np.where(s >= F32(2.0**126), F32(np.inf), s).astype(F32)
 
 

@@ -31,7 +31,6 @@ from tinyjax.numerics.layout import channels_to_front, keep, row_major
 __all__ = ["ConvSpec", "conv", "conv_dw", "conv_dx"]
 
 Array = jax.Array
-Space = tuple[int, ...]
 NARROW = 16  # library kernels need more channels than this on one side
 CACHED = 1 << 20  # bytes of a kernel that caches hold: half to all of the time of larger ones
 

@@ -120,7 +120,7 @@ def zero_point_term(w: Array, zero_point: Array) -> Array:
     References:
       Jacob et al., 2018, `arXiv:1712.05877 <https://arxiv.org/abs/1712.05877>`_, eq. 7.
     """
-    return zero_point * jnp.sum(w.astype(jnp.int32), axis=0)
+    return zero_point * jnp.sum(w, axis=0, dtype=jnp.int32)
 
 
 def spans(n: int, longest: int) -> Iterator[slice]:

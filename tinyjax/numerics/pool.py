@@ -23,8 +23,9 @@ def max_pool(x: Array, window: tuple[int, ...]) -> Array:
     """Maximum over non-overlapping windows that start at the origin.
 
     Equal to ``lax.reduce_window`` with ``strides == window`` and no padding, values and
-    gradient: of equal values the first in row-major order gets the gradient, an incomplete window
-    at the end is left out, and NaN in gives NaN out.
+    gradient: of equal values the first in row-major order gets the gradient, and an incomplete
+    window at the end is left out. NaN in gives NaN out, and the last NaN gets the gradient. For
+    reverse-mode differentiation only.
 
     Args:
       x: float array.
@@ -68,10 +69,6 @@ def _winners(window: tuple[int, ...], x: Array) -> tuple[Array, Array]:
     return best, index
 
 
-def _forward(window: tuple[int, ...], x: Array) -> tuple[Array, Array]:
-    return _winners(window, x)
-
-
 def _backward(window: tuple[int, ...], index: Array, g: Array) -> tuple[Array]:
     """Sends each gradient to the place that won: one elementwise pass over the input's shape."""
     split = tuple(n for pair in zip(g.shape, window, strict=True) for n in pair)
@@ -83,4 +80,4 @@ def _backward(window: tuple[int, ...], index: Array, g: Array) -> tuple[Array]:
     return (dx.reshape([n * w for n, w in zip(g.shape, window, strict=True)]),)
 
 
-_max_pool.defvjp(_forward, _backward)
+_max_pool.defvjp(_winners, _backward)

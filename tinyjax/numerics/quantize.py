@@ -76,10 +76,10 @@ def abs_max(x: Array, axis: Sequence[int] | None = None) -> Array:
 
 
 def symmetric_scale(largest: Array, bits: int = 8) -> Array:
-    """Scale that maps ``largest`` to ``qmax(bits)``; 1 where ``largest`` is 0.
+    """Scale that maps ``largest`` to ``qmax(bits)``, from ``2**-126`` up.
 
-    So is a subnormal scale, whose tensor rounds to zero; a scale of ``2**126`` or more is Inf.
-    Neither has a reciprocal in float32.
+    Zero gets that smallest scale, so that it weighs nothing where scales are compared; a scale
+    of ``2**126`` or more is Inf. Beyond these there is no reciprocal in float32.
 
     Args:
       largest: magnitudes, as from :func:`abs_max`.
@@ -91,11 +91,11 @@ def symmetric_scale(largest: Array, bits: int = 8) -> Array:
     Example:
       >>> import jax.numpy as jnp
       >>> symmetric_scale(jnp.array([254.0, 0.0])).tolist()
-      [2.0, 1.0]
+      [2.0, 1.1754943508222875e-38]
     """
     # Multiplied, since XLA turns a division by a constant into just that, but not everywhere.
     scale = largest.astype(jnp.float32) * jnp.float32(1 / qmax(bits))
-    scale = jnp.where(scale < jnp.finfo(jnp.float32).tiny, jnp.float32(1), scale)
+    scale = jnp.where(scale < jnp.float32(2.0**-126), jnp.float32(2.0**-126), scale)
     return jnp.where(scale >= jnp.float32(2.0**126), jnp.float32(jnp.inf), scale)
 
 

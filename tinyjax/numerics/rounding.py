@@ -100,7 +100,7 @@ def fold_key(key: Array, number: Array | int) -> Array:
       number: integer below ``2**32``, Python's or a traced uint32.
 
     Returns:
-      A key of the same kind.
+      A typed key of the same implementation.
 
     Example:
       >>> import jax

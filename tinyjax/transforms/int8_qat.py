@@ -55,7 +55,8 @@ def int8_qat(*, bits: int = 8, gradient_rounding: Rounding = stochastic) -> Tran
 
     Scales are taken from the tensors at hand in every step. Under ``vmap`` "the tensor" is one
     example's; under a sharded ``jit`` it is the global one. NaN or Inf in an activation gives NaN
-    in the whole output of its site; in a gradient, in the rows and features that it is in.
+    in the whole output of its site; in a gradient, in all of the input's gradient and in its
+    features of the weight's.
 
     Args:
       bits: 2 to 8; narrower codes are still computed in int8.
@@ -68,7 +69,7 @@ def int8_qat(*, bits: int = 8, gradient_rounding: Rounding = stochastic) -> Tran
 
     Raises:
       ValueError: if ``bits`` is out of range; on use, if a key is missing, if a site has an empty
-        axis, or if another transform stands behind this one.
+        axis, if another transform stands behind this one, or if it is differentiated twice.
 
     Example:
       >>> import jax, jax.numpy as jnp, tinyjax
@@ -130,14 +131,26 @@ def int8_qat(*, bits: int = 8, gradient_rounding: Rounding = stochastic) -> Tran
             y = total(form.y(x_q, w_q)) * finite_or_nan(s_x * s_w)
             return y, (x_q, s_x, w, seed)
 
-        def backward(kept: Any, g: Array) -> tuple[Array, Array, None]:
+        @jax.custom_jvp
+        def gradients(kept: Any, g: Array) -> tuple[Array, Array]:
             x_q, s_x, w, seed = kept
             w_q, s_w = codes(w, range(w.ndim - 1))  # the forward pass's, or made anew from w
             rounded = dict(bits=bits, rounding=gradient_rounding, seed=seed)
             s_r, s_g = gradient_scales(g, s_w, bits)
             dx = total(form.dx(quantize(g * s_w, s_r, **rounded), w_q)) * finite_or_nan(s_r)
             dw = total(form.dw(x_q, quantize(g, s_g, **rounded))) * finite_or_nan(s_x * s_g)
-            return dx, dw, None
+            return dx, dw
+
+        @gradients.defjvp
+        def second(*ignored: Any) -> Any:
+            del ignored
+            raise ValueError(
+                f"int8_qat at {path!r} was differentiated twice, and rounding has no second "
+                "derivative: leave the site out with where(...) in what you differentiate again"
+            )
+
+        def backward(kept: Any, g: Array) -> tuple[Array, Array, None]:
+            return *gradients(kept, g), None
 
         product.defvjp(forward, backward)
         return product
