@@ -97,8 +97,9 @@ def attach(tx: Transform, step: TrainStep, state: Any, *batch: Any, **kwargs: An
       The state with ``params`` a ``Sited``.
 
     Raises:
-      ValueError: if the step never calls ``state.apply_fn``, if the state is prepared already, or
-        if a variable is not floating point and so cannot be under ``jax.grad``.
+      ValueError: if the step never calls ``state.apply_fn`` or takes a second state, if the state
+        is prepared already, if a variable is not floating point and so cannot be under
+        ``jax.grad``, or if the optimizer cannot take the new structure.
 
     Example:
       See :func:`over_step`; afterwards:
@@ -112,7 +113,7 @@ def attach(tx: Transform, step: TrainStep, state: Any, *batch: Any, **kwargs: An
         raise ValueError("the state has variables already: call detach(state) before attach(...)")
     seen: dict[str, Site] = {}
 
-    def spy(params: Any, *args: Any, **kwargs: Any) -> Any:
+    def spy(params: Any, /, *args: Any, **kwargs: Any) -> Any:
         seen.update({site.path: site for site in reached(tx, state.apply_fn, params, args, kwargs)})
         return state.apply_fn(params, *args, **kwargs)
 
@@ -142,7 +143,7 @@ def detach(state: Any) -> Any:
       >>> tinyjax.detach({"params": tinyjax.Sited({"w": 1.0}, {}, jnp.zeros(4))})
       {'params': {'w': 1.0}}
     """
-    return _bare(state)
+    return jax.tree.map(lambda n: n.model if _is_sited(n) else n, state, is_leaf=_is_sited)
 
 
 def _grown(state: Any, params: Sited) -> Any:
@@ -170,11 +171,6 @@ def _sited(tree: Any) -> list[Sited]:
     return [n for n in jax.tree.leaves(tree, is_leaf=_is_sited) if _is_sited(n)]
 
 
-def _bare(tree: Any) -> Any:
-    """A pytree with the model's parameters alone in place of every ``Sited``."""
-    return jax.tree.map(lambda n: n.model if _is_sited(n) else n, tree, is_leaf=_is_sited)
-
-
 def _only_state(state: Any, batch: Any, kwargs: Any) -> None:
     """Refuses arguments in which something would be left in float unnoticed."""
     if not hasattr(state, "apply_fn"):
@@ -200,11 +196,11 @@ class _Lifted:
     def __init__(self, tx: Transform, apply_fn: Callable[..., Any]) -> None:
         self.tx, self.apply_fn, self.called = tx, apply_fn, False
 
-    def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, params: Any, /, *args: Any, **kwargs: Any) -> Any:
         self.called = True
         beside = _sited(params)
         vars, key = (beside[0].sites, _key(beside[0].tick)) if beside else ({}, None)
-        out, new = apply_with(self.tx, self.apply_fn, vars, key, _bare(params), args, kwargs)
+        out, new = apply_with(self.tx, self.apply_fn, vars, key, detach(params), args, kwargs)
         changed = [path for path, own in new.items() if not unchanged(own, vars.get(path, ()))]
         if changed:
             raise ValueError(
