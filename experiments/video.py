@@ -8,19 +8,26 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.errors import UserError
 from experiments.extras import imported
 
-__all__ = ["MAX_PIXELS", "frames", "rate", "shade", "write"]
+__all__ = ["MAX_PIXELS", "About", "about", "frames", "packed", "shade", "unpacked", "write"]
 
 MAX_PIXELS = 4096 * 2304  # of a frame that is read: 28 MB as uint8 RGB
 
 _OUTLINE = np.array([20, 184, 166], np.uint8)  # around what was recomputed
 _LUMA = np.array([77, 150, 29], np.uint16)  # BT.601, in 256ths
+
+
+class About(NamedTuple):
+    """What a video says of itself."""
+
+    fps: float  # 25 where the file does not tell
+    frames: int  # 0 where the file does not tell
 
 
 def frames(path: Path) -> Iterator[np.ndarray]:
@@ -59,14 +66,15 @@ def frames(path: Path) -> Iterator[np.ndarray]:
             )
 
 
-def rate(path: Path) -> float:
-    """Frames per second of the first video stream; 25 where the file does not tell.
+def about(path: Path) -> About:
+    """What the first video stream of a file says of itself.
 
     Raises:
       UserError: if the file is missing or holds no video.
     """
     with _opened(path) as container:
-        return float(container.streams.video[0].average_rate or 25)
+        stream = container.streams.video[0]
+        return About(float(stream.average_rate or 25), stream.frames)
 
 
 def write(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
@@ -138,6 +146,17 @@ def shade(frame: np.ndarray, active: np.ndarray, patch: int) -> np.ndarray:
     shaded = np.where(inside[..., None], frame, skipped)
     shaded[inside & _beside(~inside)] = _OUTLINE
     return shaded
+
+
+def packed(mask: np.ndarray) -> str:
+    """A bool array as hexadecimal digits, eight entries in two digits."""
+    return np.packbits(mask).tobytes().hex()
+
+
+def unpacked(digits: str, shape: tuple[int, int]) -> np.ndarray:
+    """The bool array of this shape that `packed` wrote."""
+    bits = np.frombuffer(bytes.fromhex(digits), np.uint8)
+    return np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).astype(bool)
 
 
 def _beside(outside: np.ndarray) -> np.ndarray:

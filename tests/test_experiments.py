@@ -41,6 +41,19 @@ def test_models_have_the_stated_size(model, shape, parameters):
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == parameters
 
 
+def test_the_backbone_quarters_an_image_and_sees_what_it_says():
+    model = models.Backbone()
+    image = jnp.zeros((1, 64, 64, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), image)
+    plain = jax.jit(model.apply)(variables, image)
+    assert plain.shape == (1, 16, 16, 64)
+    touched = jax.jit(model.apply)(variables, image.at[:, 32, 32].set(1)) != plain
+    rows, columns = np.nonzero(np.asarray(touched.any((0, 3))))
+    reached = [i for i in range(16) if 4 * i - 10 <= 32 <= 4 * i + 16]
+    assert {rows.min(), columns.min()} == {reached[0]}
+    assert {rows.max(), columns.max()} == {reached[-1]}
+
+
 @pytest.mark.parametrize("shape", [(2, 8, 6, 3), (1, 7, 5, 2)])
 def test_pools_agree(shape, rng):
     x = jnp.asarray(rng.normal(size=shape), jnp.float32)
@@ -78,6 +91,13 @@ def test_temp_bytes_and_compile_seconds():
     program, seconds = measure.compiled(lambda x: jnp.sin(x @ x) @ x, x)
     assert seconds > 0
     assert measure.temp_bytes(program) >= x.nbytes
+
+
+def test_a_program_may_take_over_what_is_given_away():
+    x = jnp.ones((64, 64))
+    program, _ = measure.compiled(lambda x: x + 1, x, donate=(0,))
+    np.testing.assert_array_equal(program(x), 2)
+    assert x.is_deleted()
 
 
 def test_interleaved_takes_turns_after_a_warm_up():

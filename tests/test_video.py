@@ -33,7 +33,7 @@ def test_what_is_written_is_read_again(tmp_path):
     assert {image.dtype for image in again} == {np.dtype(np.uint8)}
     # Lossy, and colours at half the resolution; but the square is where it was.
     assert np.abs(np.float32(again) - np.float32(images)).mean() < 8
-    assert video.rate(path) == 10
+    assert video.about(path) == (10, 6)
     assert [entry.name for entry in path.parent.iterdir()] == ["a.mp4"]
     written = path.read_bytes()
     video.write(path, iter(images), 10)
@@ -57,7 +57,7 @@ def test_files_that_cannot_be_read_are_told_in_one_sentence(tmp_path, monkeypatc
     with refused(r"a\.mp4 cannot be opened \(.*\): is it a video"):
         list(video.frames(path))
     with refused("cannot be opened"):
-        video.rate(path)
+        video.about(path)
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 256, (32, 48, 3), dtype=np.uint8) for _ in range(20)]
     video.write(path, noise, 10)
@@ -147,6 +147,14 @@ def test_shading_all_and_nothing():
     assert (dark == dark[..., :1]).all()
     with pytest.raises(ValueError, match=r"shape \(3, 2\), expected \(2, 3\)"):
         video.shade(frame, np.ones((3, 2), bool), 16)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (14, 24)])
+def test_masks_survive_being_packed(shape, rng):
+    mask = rng.random(shape) < 0.3
+    digits = video.packed(mask)
+    assert set(digits) <= set("0123456789abcdef")
+    np.testing.assert_array_equal(video.unpacked(digits, shape), mask)
 
 
 # --- the bundled clip ----------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments.data.clips import CLIP
 from experiments.extras import imported
-from experiments.video import frames, rate
+from experiments.video import about, frames
 
 __all__ = ["FIRST", "STOP", "cut", "encode", "quiet", "still"]
 
@@ -84,7 +84,7 @@ def quiet(images: Iterable[np.ndarray]) -> float:
 
 if __name__ == "__main__":
     source = Path(sys.argv[1])
-    encode(CLIP, cut(source), rate(source), next(frames(source)).shape[:2])
+    encode(CLIP, cut(source), about(source).fps, next(frames(source)).shape[:2])
     print(f"{CLIP}: {CLIP.stat().st_size} bytes")
     for name, read in (("source", lambda: cut(source)), ("clip", lambda: frames(CLIP))):
         print(f"{name}: {still(read()):.1%} equal blocks, {quiet(read()):.1%} quiet frames")
