@@ -1,4 +1,4 @@
-"""``python -m experiments <octo|demo>``: runs an experiment, writes JSON, prints a table."""
+"""``python -m experiments <octo|sgq|demo>``: runs an experiment, writes JSON, prints a table."""
 
 import importlib
 import shlex
@@ -15,7 +15,7 @@ from experiments.extras import imported
 __all__ = ["Arguments", "main"]
 
 # Experiment: (its module, its default configuration). It also needs its entry in `tables.TABLES`.
-_ONE = {"octo": ("octo", "int8")}
+_ONE = {"octo": ("octo", "int8"), "sgq": ("sgq", "sample")}
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,11 @@ class Arguments:
     JSON is there; the demo is there to be watched, so it runs anew every time.
     """
 
-    experiment: Literal["octo", "demo"]
-    """octo: train one arm, write its JSON. demo: all methods, write JSON and a report."""
+    experiment: Literal["octo", "sgq", "demo"]
+    """octo: train one arm. sgq: train across a cut and without one. demo: all methods, with a
+    report. Each writes JSON."""
     config: str | None = None
-    """Name of the configuration, by default int8 (octo) or sample (demo); "?" lists them."""
+    """Name of the configuration, by default int8 (octo) or sample (others); "?" lists them."""
     set: tuple[tuple[str, ...], ...] = ()
     """Changes to the configuration, key=value; "?=" lists the keys. Of the demo: part.key=value."""
     smoke: bool = False
@@ -37,7 +38,7 @@ class Arguments:
     seed: int | None = None
     """The same as --set seed=N, in every part of the demo."""
     out: Path | None = None
-    """Folder for the results. Default: out/octo or out/demo."""
+    """Folder for the results. Default: out/octo, out/sgq or out/demo."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
             tyro.conf.UseAppendAction,
         )
         given = tyro.cli(Arguments, prog="python -m experiments", args=list(argv), config=marks)
-        for package in ("rich.progress", "orbax.checkpoint", "matplotlib"):
+        for package in ("rich.progress", "orbax.checkpoint", "matplotlib", "zstandard", "av"):
             imported(package)  # told now rather than after minutes of training
         command = shlex.join(["python", "-m", "experiments", *argv])
         (_demo if given.experiment == "demo" else _one)(given, command)

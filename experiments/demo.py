@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments import compare, settings
+from experiments import compare, settings, sgq
 from experiments.errors import UserError
 from experiments.progress import Follow, unfollowed
 from experiments.results import Record, digest, once
@@ -22,7 +22,7 @@ __all__ = ["CONFIGS", "PARTS", "Configs", "change", "run", "smoke", "unfinished"
 Configs = Mapping[str, Any]  # {part: its configuration}
 
 # In the order of the thesis. A new part also needs its entry in `report.SECTIONS`.
-PARTS: dict[str, Any] = {"octo": compare}
+PARTS: dict[str, Any] = {"octo": compare, "sgq": sgq}
 
 CONFIGS: dict[str, Configs] = {
     "sample": {name: part.CONFIGS["sample"] for name, part in PARTS.items()},

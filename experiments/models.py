@@ -126,8 +126,8 @@ class SimpleCnn(nn.Module):
 class Backbone(nn.Module):
     """Five 3x3 convolutions 3-16-32-32-64-64, a quarter of the size at the end: a video's features.
 
-    Images [n, h, w, 3] to features [n, h / 4, w / 4, 64], for h and w that are multiples of 4. Output
-    i sees pixels 4i - 10 to 4i + 16. 4.68 GFLOP for 768x576.
+    Images [n, h, w, 3] to features [n, h / 4, w / 4, 64], h and w multiples of 4. Output i sees
+    pixels 4i - 10 to 4i + 16. 4.68 GFLOP for 768x576.
     """
 
     widths: tuple[int, ...] = (16, 32, 32, 64, 64)

@@ -11,7 +11,7 @@ from string import Template
 from typing import NamedTuple
 
 from experiments.results import Record
-from experiments.sections import html, octo
+from experiments.sections import html, octo, sgq
 
 __all__ = ["SECTIONS", "Section", "page"]
 
@@ -21,12 +21,22 @@ _TEMPLATE = Path(__file__).with_suffix(".html")
 class Section(NamedTuple):
     """How a method is called in the report, and its part of the page."""
 
+    name: str
+    about: str
     title: str
     body: Callable[[Record], str]  # the HTML of its record
 
 
 SECTIONS: dict[str, Section] = {
-    "octo": Section("Octo: training in int8", octo.section),
+    "octo": Section(
+        "Octo", "computation, chapter 3", "One train step, in float32 and in int8", octo.section
+    ),
+    "sgq": Section(
+        "SGQ",
+        "communication, chapter 4",
+        "A network cut in two, few bits between",
+        sgq.section,
+    ),
 }
 
 
@@ -36,21 +46,29 @@ def page(records: Mapping[str, Record]) -> str:
     Args:
       records: as in ``results.json``, ``{part: record}``, parts among `SECTIONS`, at least one.
     """
-    sections = {part: SECTIONS[part] for part in records}
     first = next(iter(records.values()))
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         lead=_LEAD,
-        nav="".join(f"<a href='#{part}'>{found.title}</a>" for part, found in sections.items()),
-        sections="\n".join(
-            f"<section id='{part}'>\n{found.body(records[part])}</section>"
-            for part, found in sections.items()
+        nav="".join(
+            f"<a href='#{part}'>{found.name}: {found.title}</a>"
+            for part, found in SECTIONS.items()
+            if part in records
         ),
+        sections="\n".join(_section(part, records[part]) for part in records),
         environment=html.definitions(first["environment"]),
         configs="".join(
             f"<h3>Configuration of {part}</h3><dl>{html.definitions(record['config'])}</dl>"
             for part, record in records.items()
         ),
         command=escape(first["command"]),
+    )
+
+
+def _section(part: str, record: Record) -> str:
+    found = SECTIONS[part]
+    return (
+        f"<section id='{part}'>\n<p class='eyebrow'>{found.name} · {found.about}</p>\n"
+        f"<h1>{found.title}</h1>\n{found.body(record)}\n</section>"
     )
 
 

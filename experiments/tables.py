@@ -54,7 +54,32 @@ def _compare(record: Record) -> Any:
     return table
 
 
-TABLES: dict[str, Table] = {"octo": _octo}  # of the experiments
+def _sgq(record: Record) -> Any:
+    """Both arms, and what crosses the cut per step in every way."""
+    metrics = record["metrics"]
+    arms = _table("SGQ", "float32", "sgq")
+    for label, key in (
+        ("test accuracy", "test_accuracy"),
+        ("  with features as in training", "test_accuracy_as_trained"),
+    ):
+        arms.add_row(label, *(f"{metrics[arm][key]:.2%}" for arm in ("float32", "sgq")))
+    ways = _table("per step", "up", "down", "less", "features", "gradient error")
+    single = 4 * metrics["features"]
+    ways.add_row("float32", *(2 * [f"{single / 1e3:.1f} kB"]), "1.0x", "exact", "0%")
+    for name, way in metrics["crossings"].items():
+        up, down = way["up"], way["down"]
+        ways.add_row(
+            name,
+            f"{up / 1e3:.1f} kB",
+            f"{down / 1e3:.1f} kB",
+            f"{2 * single / (up + down):.1f}x",
+            f"{way['features_db']:.1f} dB",
+            f"{way['gradient_error']:.1%}",
+        )
+    return imported("rich.console").Group(arms, ways)
+
+
+TABLES: dict[str, Table] = {"octo": _octo, "sgq": _sgq}  # of the experiments
 _PARTS: dict[str, Table] = {**TABLES, "octo": _compare}  # of the demo
 
 

@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "step": {"base", "compat", "numerics", "rewrite"},
     "audit": {"compat"},
     "transforms": {"numerics", "base", "combine"},
+    "wire": {"transforms"},
 }
 # The one reference that points up: (layer, where in it, layer referred to).
 PERMITTED_UPWARD = {("base", "Transform.__call__", "step")}

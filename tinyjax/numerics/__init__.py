@@ -2,6 +2,13 @@
 
 from tinyjax.numerics.conv_taps import ConvSpec
 from tinyjax.numerics.forms import Form, conv_form, dot_form
+from tinyjax.numerics.group_quantize import (
+    group_dequantize,
+    group_quantize,
+    upper_half,
+    widened,
+)
+from tinyjax.numerics.grouping import by_cosine, by_range, channel_reach, fixed
 from tinyjax.numerics.integer_conv import conv, conv_dw, conv_dx
 from tinyjax.numerics.integer_ops import (
     MAX_CONTRACTION,
@@ -12,10 +19,12 @@ from tinyjax.numerics.integer_ops import (
     zero_point_term,
 )
 from tinyjax.numerics.layout import keep, row_major
+from tinyjax.numerics.packing import pack_bits, per_byte, unpack_bits
 from tinyjax.numerics.pool import max_pool
 from tinyjax.numerics.quantize import (
     abs_max,
     affine_range,
+    bounded_step,
     dequantize,
     finite_or_nan,
     gradient_scales,
@@ -31,6 +40,10 @@ __all__ = [
     "Form",
     "abs_max",
     "affine_range",
+    "bounded_step",
+    "by_cosine",
+    "by_range",
+    "channel_reach",
     "conv",
     "conv_dw",
     "conv_dx",
@@ -41,12 +54,17 @@ __all__ = [
     "dot_dx",
     "dot_form",
     "finite_or_nan",
+    "fixed",
     "fold_key",
     "gradient_scales",
+    "group_dequantize",
+    "group_quantize",
     "hash_bits",
     "keep",
     "max_pool",
     "nearest",
+    "pack_bits",
+    "per_byte",
     "qmax",
     "quantize",
     "row_major",
@@ -54,5 +72,8 @@ __all__ = [
     "stochastic",
     "symmetric_scale",
     "total",
+    "unpack_bits",
+    "upper_half",
+    "widened",
     "zero_point_term",
 ]

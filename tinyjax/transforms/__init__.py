@@ -1,5 +1,16 @@
 """The methods, one per file."""
 
 from tinyjax.transforms.int8_qat import int8_qat
+from tinyjax.transforms.link import link, send
+from tinyjax.transforms.sgq import SGQCode, SGQGradient, sgq, sgq_decode, sgq_encode
 
-__all__ = ["int8_qat"]
+__all__ = [
+    "SGQCode",
+    "SGQGradient",
+    "int8_qat",
+    "link",
+    "send",
+    "sgq",
+    "sgq_decode",
+    "sgq_encode",
+]
