@@ -8,7 +8,6 @@ The parts run one after the other. Each is an experiment of its own with `CONFIG
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +81,7 @@ def run(
     """
     records = {}
     for name, config in configs.items():
-        part = partial(PARTS[name].run, config, follow=follow)
+        # All parts work in one folder, where SGQ finds the float32 arm that Octo has trained.
+        part = lambda _, name=name, config=config: PARTS[name].run(config, out, follow)
         records[name] = once(name, config, out, part, **details).record
     return records
