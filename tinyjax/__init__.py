@@ -2,19 +2,32 @@
 
 from tinyjax import numerics, transforms
 from tinyjax.audit import count_macs
-from tinyjax.base import Epilogue, Op, Pattern, Site, Sited, TrainStep, Transform
+from tinyjax.base import (
+    BlockTransform,
+    Epilogue,
+    Op,
+    Pattern,
+    Rewritten,
+    Site,
+    Sited,
+    TrainStep,
+    Transform,
+)
 from tinyjax.combine import at, chain, identity, where
-from tinyjax.rewrite import Rewritten, rewrite, sites
+from tinyjax.gates import exact, static, threshold
+from tinyjax.rewrite import rewrite, sites
 from tinyjax.step import attach, detach, over_step
-from tinyjax.transforms import int8_qat
+from tinyjax.transforms import SkipState, int8_qat, pass_skip
 
 __all__ = [
+    "BlockTransform",
     "Epilogue",
     "Op",
     "Pattern",
     "Rewritten",
     "Site",
     "Sited",
+    "SkipState",
     "TrainStep",
     "Transform",
     "at",
@@ -22,12 +35,16 @@ __all__ = [
     "chain",
     "count_macs",
     "detach",
+    "exact",
     "identity",
     "int8_qat",
     "numerics",
     "over_step",
+    "pass_skip",
     "rewrite",
     "sites",
+    "static",
+    "threshold",
     "transforms",
     "where",
 ]

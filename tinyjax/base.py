@@ -8,7 +8,7 @@ feeds (bias, norm, activation, pooling) travels with it as an *epilogue*.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -17,9 +17,11 @@ from jax import lax
 from tinyjax.compat import macs
 
 __all__ = [
+    "BlockTransform",
     "Epilogue",
     "Op",
     "Pattern",
+    "Rewritten",
     "Site",
     "Sited",
     "TrainStep",
@@ -174,6 +176,57 @@ class Transform(NamedTuple):
         from tinyjax.step import over_step
 
         return over_step(self, step)
+
+
+class BlockTransform(NamedTuple):
+    """Computes runs of sites over a sequence of frames differently; carries state between frames.
+
+    :func:`tinyjax.rewrite` takes it as it takes a :class:`Transform`. What a block is, and how a
+    function is divided into blocks, is in ``tinyjax.blocks``.
+
+    Attributes:
+      patch: side of the square patches that blocks are cut into, in positions of a block's input.
+      init: ``init(blocks) -> vars``: the state before the first frame.
+      call: ``call(blocks, vars, values) -> (outs, vars)``: the function's outputs from the values
+        of its inputs.
+
+    Example:
+      >>> import tinyjax
+      >>> tinyjax.pass_skip(patch=8).patch
+      8
+    """
+
+    patch: int
+    init: Callable[[Any], Vars]
+    call: Callable[[Any, Vars, Sequence[Any]], tuple[list[Any], Vars]]
+
+    def __call__(self, step: TrainStep) -> TrainStep:
+        raise ValueError(
+            "this transform carries state from frame to frame, which a train step cannot return: "
+            "use rewrite(tx, apply) in your own loop"
+        )
+
+
+class Rewritten(NamedTuple):
+    """A forward function under a transform; both functions are pure.
+
+    Attributes:
+      init: ``init(params, *args, **kwargs) -> vars``: variables by site path; from a transform of
+        blocks, its state before the first frame.
+      apply: ``apply(vars, params, *args, key=None, **kwargs) -> (out, vars)``.
+
+    Example:
+      >>> import jax.numpy as jnp, tinyjax
+      >>> apply = lambda params, x: x @ params["w"]
+      >>> params, x = {"w": jnp.ones((3, 5))}, jnp.ones((2, 3))
+      >>> same = tinyjax.rewrite(tinyjax.identity(), apply)
+      >>> out, _ = same.apply(same.init(params, x), params, x)
+      >>> bool((out == apply(params, x)).all())
+      True
+    """
+
+    init: Callable[..., Any]
+    apply: Callable[..., tuple[Any, Any]]
 
 
 class TrainStep(Protocol):
