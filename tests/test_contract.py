@@ -21,9 +21,12 @@ from tinyjax import (
     identity,
     int8_qat,
     numerics,
+    pass_skip,
     rewrite,
     send,
     sgq,
+    static,
+    threshold,
     where,
 )
 from tinyjax.transforms._skeleton import gain
@@ -144,6 +147,69 @@ def test_no_matching_site_is_an_error(case, model):
     (_, _), (x, _) = model
     with pytest.raises(ValueError, match=r"no parameter meets an activation|matched none"):
         rewrite(case.tx, lambda p, x: x * p["w"]).apply({}, {"w": jnp.ones(3)}, x)
+
+
+# Transforms of blocks keep their promises over frames instead of steps. Add new ones to BLOCKS.
+
+BLOCKS = {
+    "pass, exact": pass_skip(patch=4),
+    "pass, threshold 0": pass_skip(patch=4, gate=threshold(0.0)),
+    "pass, all taken": pass_skip(patch=4, gate=static(np.ones((2, 2), bool))),
+    "pass, never whole": pass_skip(patch=4, dense_above=1.0),
+}
+
+
+@pytest.fixture(params=BLOCKS)
+def skipping(request, model):
+    (state, _), (x, _) = model
+    return BLOCKS[request.param], state.apply_fn, state.params, x
+
+
+def test_blocks_neutral_setting_changes_nothing_in_one_trace(skipping):
+    tx, apply, params, xs = skipping
+    rewritten, traces = rewrite(tx, apply), []
+
+    @jax.jit
+    def step(vars, params, x):
+        traces.append(1)
+        return rewritten.apply(vars, params, x)
+
+    vars = rewritten.init(params, xs[:1])
+    for frame in [*xs, xs[-1]]:
+        out, vars = step(vars, params, frame[None])
+        want = apply(params, frame[None])
+        assert out.dtype == want.dtype
+        assert np.abs(out - want).max() <= 1e-6 * np.abs(want).max()
+    assert len(traces) == 1
+
+
+def test_blocks_jit_is_no_jit_and_vmap_is_a_loop(skipping):
+    tx, apply, params, xs = skipping
+    rewritten = rewrite(tx, apply)
+    start = rewritten.init(params, xs[:1])
+    run = lambda x: rewritten.apply(rewritten.apply(start, params, x)[1], params, x + 1)[0]
+    eager, jitted = run(xs[:1]), jax.jit(run)(xs[:1])
+    np.testing.assert_allclose(eager, jitted, rtol=1e-5, atol=1e-6)
+    many = jax.jit(jax.vmap(run))(xs[:3, None])
+    np.testing.assert_allclose(many[0], jitted, rtol=1e-5, atol=1e-6)
+
+
+def test_blocks_variables_round_trip(skipping):
+    tx, apply, params, xs = skipping
+    rewritten = rewrite(tx, apply)
+    _, vars = rewritten.apply(rewritten.init(params, xs[:1]), params, xs[:1])
+    back = flax.serialization.from_bytes(vars, flax.serialization.to_bytes(vars))
+    jax.tree.map(np.testing.assert_array_equal, back, vars)
+    assert jax.tree.structure(back) == jax.tree.structure(vars)
+
+
+def test_blocks_refuse_steps_and_functions_without_blocks(skipping, model):
+    tx, _, _, xs = skipping
+    (_, step), _ = model
+    with pytest.raises(ValueError, match="which a train step cannot return"):
+        tx(step)
+    with pytest.raises(ValueError, match="no convolution of this function"):
+        rewrite(tx, lambda p, x: x * p["w"]).init({"w": jnp.ones(3)}, xs[:1])
 
 
 FUNCTIONS = [

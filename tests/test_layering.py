@@ -21,11 +21,13 @@ MAY_IMPORT = {
     "compat": set(),
     "graph": {"base", "compat"},
     "rules": {"base", "compat", "numerics"},
-    "rewrite": {"base", "compat", "numerics", "graph", "rules"},
+    "blocks": {"base", "compat", "numerics", "graph"},
+    "gates": {"numerics"},
+    "rewrite": {"base", "blocks", "compat", "numerics", "graph", "rules"},
     "combine": {"base", "compat", "numerics", "rewrite"},
     "step": {"base", "compat", "numerics", "rewrite"},
     "audit": {"compat"},
-    "transforms": {"numerics", "base", "combine"},
+    "transforms": {"numerics", "base", "blocks", "combine", "gates"},
     "wire": {"transforms"},
 }
 # The one reference that points up: (layer, where in it, layer referred to).

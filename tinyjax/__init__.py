@@ -2,15 +2,29 @@
 
 from tinyjax import numerics, transforms, wire
 from tinyjax.audit import count_macs
-from tinyjax.base import Codec, Epilogue, Op, Pattern, Site, Sited, TrainStep, Transform
+from tinyjax.base import (
+    BlockTransform,
+    Codec,
+    Epilogue,
+    Op,
+    Pattern,
+    Rewritten,
+    Site,
+    Sited,
+    TrainStep,
+    Transform,
+)
 from tinyjax.combine import at, chain, identity, where
-from tinyjax.rewrite import Rewritten, rewrite, sites
+from tinyjax.gates import exact, static, threshold
+from tinyjax.rewrite import rewrite, sites
 from tinyjax.step import attach, detach, over_step
 from tinyjax.transforms import (
     SGQCode,
     SGQGradient,
+    SkipState,
     int8_qat,
     link,
+    pass_skip,
     send,
     sgq,
     sgq_decode,
@@ -18,6 +32,7 @@ from tinyjax.transforms import (
 )
 
 __all__ = [
+    "BlockTransform",
     "Codec",
     "Epilogue",
     "Op",
@@ -27,6 +42,7 @@ __all__ = [
     "SGQGradient",
     "Site",
     "Sited",
+    "SkipState",
     "TrainStep",
     "Transform",
     "at",
@@ -34,17 +50,21 @@ __all__ = [
     "chain",
     "count_macs",
     "detach",
+    "exact",
     "identity",
     "int8_qat",
     "link",
     "numerics",
     "over_step",
+    "pass_skip",
     "rewrite",
     "send",
     "sgq",
     "sgq_decode",
     "sgq_encode",
     "sites",
+    "static",
+    "threshold",
     "transforms",
     "where",
     "wire",

@@ -8,7 +8,7 @@ feeds (bias, norm, activation, pooling) travels with it as an *epilogue*.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -17,10 +17,12 @@ from jax import lax
 from tinyjax.compat import macs
 
 __all__ = [
+    "BlockTransform",
     "Codec",
     "Epilogue",
     "Op",
     "Pattern",
+    "Rewritten",
     "Site",
     "Sited",
     "TrainStep",
@@ -180,13 +182,13 @@ class Transform(NamedTuple):
 class Codec(NamedTuple):
     """How features cross a cut in a network, and gradients cross it back: four pure functions.
 
-    Codes are pytrees of arrays with shapes that follow from those of what is encoded, so that all
-    four work inside ``jit`` and ``vmap``; ``tinyjax.wire`` turns them into bytes.
+    Codes are pytrees of arrays whose shapes follow from what is encoded, so that all four work
+    inside ``jit`` and ``vmap``; ``tinyjax.wire`` turns them into bytes.
 
     Attributes:
       encode: ``encode(x) -> code``.
       decode: ``decode(code) -> x``, approximately; shape and dtype as they were.
-      encode_gradient: ``encode_gradient(g, seed) -> code``, with a uint32 seed for random rounding.
+      encode_gradient: ``encode_gradient(g, seed) -> code``, the seed uint32, for random rounding.
       decode_gradient: ``decode_gradient(code) -> g``, likewise.
 
     Example:
@@ -202,6 +204,56 @@ class Codec(NamedTuple):
     decode: Callable[[Any], Array]
     encode_gradient: Callable[[Array, Array], Any]
     decode_gradient: Callable[[Any], Array]
+
+
+class BlockTransform(NamedTuple):
+    """Computes runs of sites over a sequence of frames differently; carries state between frames.
+
+    :func:`tinyjax.rewrite` takes it like a :class:`Transform`; ``tinyjax.blocks`` makes the blocks.
+
+    Attributes:
+      patch: side of the square patches that blocks are cut into, in positions of a block's input.
+      init: ``init(blocks) -> vars``: the state before the first frame.
+      call: ``call(blocks, vars, values) -> (outs, vars)``: the function's outputs from the values
+        of its inputs.
+
+    Example:
+      >>> import tinyjax
+      >>> tinyjax.pass_skip(patch=8).patch
+      8
+    """
+
+    patch: int
+    init: Callable[[Any], Vars]
+    call: Callable[[Any, Vars, Sequence[Any]], tuple[list[Any], Vars]]
+
+    def __call__(self, step: TrainStep) -> TrainStep:
+        raise ValueError(
+            "this transform carries state from frame to frame, which a train step cannot return: "
+            "use rewrite(tx, apply) in your own loop"
+        )
+
+
+class Rewritten(NamedTuple):
+    """A forward function under a transform; both functions are pure.
+
+    Attributes:
+      init: ``init(params, *args, **kwargs) -> vars``: variables by site path; from a transform of
+        blocks, its state before the first frame.
+      apply: ``apply(vars, params, *args, key=None, **kwargs) -> (out, vars)``.
+
+    Example:
+      >>> import jax.numpy as jnp, tinyjax
+      >>> apply = lambda params, x: x @ params["w"]
+      >>> params, x = {"w": jnp.ones((3, 5))}, jnp.ones((2, 3))
+      >>> same = tinyjax.rewrite(tinyjax.identity(), apply)
+      >>> out, _ = same.apply(same.init(params, x), params, x)
+      >>> bool((out == apply(params, x)).all())
+      True
+    """
+
+    init: Callable[..., Any]
+    apply: Callable[..., tuple[Any, Any]]
 
 
 class TrainStep(Protocol):

@@ -7,7 +7,17 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from tinyjax.base import EVERYWHERE, Array, Op, Pattern, Site, Transform, Vars, unchanged
+from tinyjax.base import (
+    EVERYWHERE,
+    Array,
+    BlockTransform,
+    Op,
+    Pattern,
+    Site,
+    Transform,
+    Vars,
+    unchanged,
+)
 from tinyjax.numerics.rounding import fold_key
 
 __all__ = ["at", "chain", "identity", "where"]
@@ -64,6 +74,8 @@ def chain(*txs: Transform) -> Transform:
     """
     if not txs:
         raise ValueError("chain() was given no transforms: give it at least one, or use identity()")
+    for tx in txs:
+        _of_sites(tx)
 
     def init(site: Site) -> Vars:
         return tuple(tx.init(site) if tx.selects(site) else () for tx in txs)
@@ -169,7 +181,18 @@ def _matches(name: str, wanted: str) -> bool:
     return any(fnmatch.fnmatchcase(n, wanted) for n in (name, name.partition("#")[0]))
 
 
+def _of_sites(tx: Any) -> None:
+    """Refuses what works on blocks, which no site knows of."""
+    if isinstance(tx, BlockTransform):
+        raise ValueError(
+            "this transform works on blocks, not on sites: rewrite with the others first, then "
+            "rewrite what comes out with this one"
+        )
+
+
 def _where(pred: Callable[[Site], bool], tx: Transform, name: str) -> Transform:
+    _of_sites(tx)
+
     def narrowed(pattern: Pattern) -> Pattern:
         return Pattern(
             name if pattern is EVERYWHERE else f"{name} of {pattern.name}",

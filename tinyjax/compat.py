@@ -8,7 +8,7 @@ test suite runs on jax 0.10.2 and on the newest release.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from jax.extend.core import Literal, jaxprs_in_params
 __all__ = [
     "CALLS",
     "CONV",
+    "CUSTOM",
     "DOT",
     "KINDS",
     "LAYOUT",
@@ -45,6 +46,7 @@ CONV = "conv_general_dilated"
 DOT = "dot_general"
 KINDS = {CONV: "conv", DOT: "dot"}
 CALLS = frozenset({"jit", "pjit", "closed_call", "core_call"})  # entered: they only group equations
+CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
 REMAT = frozenset({"remat2", "checkpoint", "remat"})  # kept: they carry the user's memory policy
 LOOPS = frozenset({"scan", "while", "cond"})  # one body, many or conditional executions
 # Primitives through which an array stays the same weight: laid out, placed or named differently,
@@ -120,15 +122,16 @@ def is_literal(atom: Any) -> bool:
     return isinstance(atom, Literal)
 
 
-def read(env: dict[Any, Any], atom: Any) -> Any:
+def read(env: Mapping[Any, Any], atom: Any) -> Any:
     """The value of an operand: its own if it is a literal, else from ``env``."""
     return atom.val if is_literal(atom) else env[atom]
 
 
-def bind(eqn: Eqn, args: Sequence[Any]) -> list[Any]:
-    """Evaluates one equation, unchanged, on ``args``; always returns a list."""
+def bind(eqn: Eqn, args: Sequence[Any], **overrides: Any) -> list[Any]:
+    """Evaluates one equation on ``args``, with other parameters if given; always returns a list."""
     with eqn.ctx.manager:
-        out = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(eqn.params))
+        params = eqn.primitive.get_bind_params({**eqn.params, **overrides})
+        out = eqn.primitive.bind(*args, **params)
     return list(out) if eqn.primitive.multiple_results else [out]
 
 

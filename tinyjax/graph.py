@@ -17,7 +17,7 @@ import jax
 from tinyjax import compat
 from tinyjax.base import Op, Site
 
-__all__ = ["Flat", "Found", "Meeting", "Plan", "find", "flatten", "holds", "plan"]
+__all__ = ["Flat", "Found", "Meeting", "Plan", "find", "flatten", "holds", "plan", "readers"]
 
 IsSite = Callable[[compat.Eqn], bool]
 
@@ -31,8 +31,14 @@ class Flat(NamedTuple):
     out_tree: Any
 
 
-def flatten(apply: Callable[..., Any], params: Any, args: Any, kwargs: Any) -> Flat:
-    """Traces ``apply(params, *args, **kwargs)``; what is not an array is static."""
+def flatten(
+    apply: Callable[..., Any],
+    params: Any,
+    args: Any,
+    kwargs: Any,
+    enter: frozenset[str] = compat.CALLS,
+) -> Flat:
+    """Traces ``apply(params, *args, **kwargs)``, entering what is named; non-arrays are static."""
     named, tree = jax.tree_util.tree_flatten_with_path((params, args, kwargs))
     leaves = [leaf for _, leaf in named]
     dynamic = [i for i, leaf in enumerate(leaves) if compat.is_array(leaf)]
@@ -49,7 +55,7 @@ def flatten(apply: Callable[..., Any], params: Any, args: Any, kwargs: Any) -> F
 
     values = [leaves[i] for i in dynamic]
     jaxpr, consts = compat.trace(fun, *values)
-    jaxpr, consts = compat.trace(functools.partial(_enter, jaxpr, consts), *values)
+    jaxpr, consts = compat.trace(functools.partial(_enter, enter, jaxpr, consts), *values)
     paths = [named[i][0] for i in dynamic]
     names = {
         var: _path(path[1:])
@@ -64,15 +70,18 @@ def _path(keys: Sequence[Any]) -> str:
     return "/".join(str(part) for part in parts)
 
 
-def _enter(jaxpr: compat.Jaxpr, consts: Sequence[Any], *args: Any) -> list[Any]:
-    """Evaluates a jaxpr, entering the calls that only group equations."""
+def _enter(
+    names: frozenset[str], jaxpr: compat.Jaxpr, consts: Sequence[Any], *args: Any
+) -> list[Any]:
+    """Evaluates a jaxpr, entering the equations of these names."""
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
     for eqn in jaxpr.eqns:
         ins = [compat.read(env, v) for v in eqn.invars]
-        if eqn.primitive.name in compat.CALLS:
-            outs = _enter(*compat.body(eqn), *ins)
+        if eqn.primitive.name in names:
+            outs = _enter(names, *compat.body(eqn), *ins)
         elif eqn.primitive.name in compat.REMAT:
-            outs = compat.checkpointed(eqn, functools.partial(_enter, *compat.body(eqn)))(*ins)
+            region = functools.partial(_enter, names, *compat.body(eqn))
+            outs = compat.checkpointed(eqn, region)(*ins)
         else:
             outs = compat.bind(eqn, ins)
         env.update(zip(eqn.outvars, outs, strict=True))
@@ -194,3 +203,13 @@ def holds(eqn: compat.Eqn, is_site: IsSite) -> bool:
     """Whether an equation is a checkpointed region with a site in it."""
     regions = compat.inner_jaxprs(eqn) if eqn.primitive.name in compat.REMAT else []
     return any(is_site(inner) for region in regions for inner, _ in compat.equations(region))
+
+
+def readers(jaxpr: compat.Jaxpr) -> dict[Any, set[int]]:
+    """Variable -> ids of what reads it: equations, and the jaxpr itself for its outputs."""
+    found: dict[Any, set[int]] = {}
+    for reader, reads in [*((e, e.invars) for e in jaxpr.eqns), (jaxpr, jaxpr.outvars)]:
+        for v in reads:
+            if not compat.is_literal(v):
+                found.setdefault(v, set()).add(id(reader))
+    return found

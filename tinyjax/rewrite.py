@@ -20,43 +20,22 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 
-from tinyjax import compat, graph
-from tinyjax.base import Array, Epilogue, Op, Site, Transform, Vars
+from tinyjax import blocks, compat, graph
+from tinyjax.base import Array, BlockTransform, Epilogue, Op, Rewritten, Site, Transform, Vars
 from tinyjax.numerics.rounding import fold_key
 from tinyjax.rules import RULES
 
-__all__ = ["Rewritten", "apply_with", "reached", "rewrite", "sites"]
-
-
-class Rewritten(NamedTuple):
-    """A forward function under a transform; both functions are pure.
-
-    Attributes:
-      init: ``init(params, *args, **kwargs) -> vars``: variables by site path.
-      apply: ``apply(vars, params, *args, key=None, **kwargs) -> (out, vars)``.
-
-    Example:
-      >>> import jax.numpy as jnp, tinyjax
-      >>> apply = lambda params, x: x @ params["w"]
-      >>> params, x = {"w": jnp.ones((3, 5))}, jnp.ones((2, 3))
-      >>> same = tinyjax.rewrite(tinyjax.identity(), apply)
-      >>> out, _ = same.apply(same.init(params, x), params, x)
-      >>> bool((out == apply(params, x)).all())
-      True
-    """
-
-    init: Callable[..., dict[str, Vars]]
-    apply: Callable[..., tuple[Any, dict[str, Vars]]]
+__all__ = ["apply_with", "reached", "rewrite", "sites"]
 
 
 @functools.lru_cache(maxsize=256)
-def rewrite(tx: Transform, apply: Callable[..., Any]) -> Rewritten:
+def rewrite(tx: Transform | BlockTransform, apply: Callable[..., Any]) -> Rewritten:
     """Puts a transform into a forward function ``apply(params, *args, **kwargs)``.
 
     Memoised on ``(tx, apply)``, so that ``jax.jit`` does not trace what it returns twice.
 
     Args:
-      tx: the transform.
+      tx: the transform, of sites or of blocks.
       apply: a pure function whose first argument is a pytree that holds the weights. Arrays among
         its arguments are traced; everything else (``train=True``, ``mutable=[...]``) is static.
 
@@ -73,9 +52,15 @@ def rewrite(tx: Transform, apply: Callable[..., Any]) -> Rewritten:
       >>> bool(jnp.abs(out - x).max() < 7 / 127)
       True
     """
+    if isinstance(tx, BlockTransform):
+        return blocks.over_blocks(tx, apply)
+    of_sites: Transform = tx
 
     def init(params: Any, *args: Any, **kwargs: Any) -> dict[str, Vars]:
-        return {site.path: tx.init(site) for site in reached(tx, apply, params, args, kwargs)}
+        return {
+            site.path: of_sites.init(site)
+            for site in reached(of_sites, apply, params, args, kwargs)
+        }
 
     def transformed(
         vars: dict[str, Vars], params: Any, /, *args: Any, key: Array | None = None, **kwargs: Any
@@ -84,7 +69,7 @@ def rewrite(tx: Transform, apply: Callable[..., Any]) -> Rewritten:
             raise ValueError(
                 "key=... is the transform's, but the function has a key too: pass that by position"
             )
-        return apply_with(tx, apply, vars, key, params, args, kwargs)
+        return apply_with(of_sites, apply, vars, key, params, args, kwargs)
 
     return Rewritten(init, transformed)
 
@@ -182,7 +167,7 @@ class _Run(NamedTuple):
         """Evaluates one jaxpr; returns its outputs and the variables of the sites in it."""
         early, order, epilogues = graph.plan(jaxpr, self.is_site)
         env = dict(zip([*jaxpr.constvars, *jaxpr.invars], values, strict=True))
-        readers = _readers(jaxpr)
+        readers = graph.readers(jaxpr)
         changed: dict[str, Vars] = {}
         for eqn in [*early, *order]:
             if self.is_site(eqn):
@@ -249,16 +234,6 @@ def _no_variables(tx: Transform, site: Site) -> Vars:
             "state = attach(tx, step, state, *batch), or with rewrite(tx, apply).init(params, ...)"
         )
     return own
-
-
-def _readers(jaxpr: compat.Jaxpr) -> dict[Any, set[int]]:
-    """Variable -> ids of what reads it: equations, and the jaxpr itself for its outputs."""
-    readers: dict[Any, set[int]] = {}
-    for reader, reads in [*((e, e.invars) for e in jaxpr.eqns), (jaxpr, jaxpr.outvars)]:
-        for v in reads:
-            if not compat.is_literal(v):
-                readers.setdefault(v, set()).add(id(reader))
-    return readers
 
 
 def _epilogue(

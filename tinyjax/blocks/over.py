@@ -1,0 +1,35 @@
+"""Carries a transform of blocks into a forward function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from tinyjax import compat, graph
+from tinyjax.base import Array, BlockTransform, Rewritten, Vars
+from tinyjax.blocks.divide import Blocks, divide
+
+__all__ = ["over_blocks"]
+
+
+def over_blocks(tx: BlockTransform, apply: Callable[..., Any]) -> Rewritten:
+    """``rewrite`` for what works on blocks: no derivative is taken, so custom ones are entered."""
+
+    def divided(params: Any, args: Any, kwargs: Any) -> tuple[graph.Flat, Blocks]:
+        flat = graph.flatten(apply, params, args, kwargs, compat.CALLS | compat.CUSTOM)
+        return flat, divide(flat, tx.patch)
+
+    def init(params: Any, *args: Any, **kwargs: Any) -> Vars:
+        return tx.init(divided(params, args, kwargs)[1])
+
+    def transformed(
+        vars: Vars, params: Any, /, *args: Any, key: Array | None = None, **kwargs: Any
+    ) -> tuple[Any, Vars]:
+        del key  # nothing here is random
+        flat, parts = divided(params, args, kwargs)
+        outs, vars = tx.call(parts, vars, flat.values)
+        return jax.tree.unflatten(flat.out_tree, outs), vars
+
+    return Rewritten(init, transformed)

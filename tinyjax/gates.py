@@ -1,0 +1,93 @@
+"""Gates: which patches of a frame are taken, the others keep what was there before.
+
+A gate is a function ``(x, ref, patch) -> bool [rows, cols]`` of the frame and the effective input
+of the frame before, both ``[h, w, c]``. It runs on the device, under jit; one that gives a NumPy
+array is known before anything is traced.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tinyjax.numerics.patches import differs, window_any
+
+__all__ = ["Gate", "exact", "static", "threshold"]
+
+Array = jax.Array
+Gate = Callable[[Array, Array, int], Any]
+
+
+def exact(x: Array, ref: Array, patch: int) -> Array:
+    """The gate that takes every patch in which anything changed; NaN counts as changed.
+
+    Example:
+      >>> import jax.numpy as jnp, tinyjax
+      >>> x = jnp.zeros((4, 4, 1))
+      >>> tinyjax.exact(x.at[0, 3].set(1e-9), x, 2).tolist()
+      [[False, True], [False, False]]
+    """
+    return window_any(differs(x, ref), (patch, patch))
+
+
+def threshold(limit: float) -> Gate:
+    """The gate that takes a patch if any of its values moved by more than ``limit``.
+
+    So the effective input never differs from the frame by more than ``limit``, however slowly it
+    drifts.
+
+    Args:
+      limit: in units of the frame, 0 or more.
+
+    Returns:
+      A gate.
+
+    Raises:
+      ValueError: if ``limit`` is negative or no number.
+
+    Example:
+      >>> import jax.numpy as jnp, tinyjax
+      >>> x = jnp.zeros((4, 4, 1))
+      >>> tinyjax.threshold(0.1)(x.at[0, 3].set(0.2).at[3, 0].set(0.1), x, 2).tolist()
+      [[False, True], [False, False]]
+    """
+    if not (math.isfinite(limit) and limit >= 0):
+        raise ValueError(f"limit is {limit}: use a number from 0 up, in units of the frame")
+
+    def gate(x: Array, ref: Array, patch: int) -> Array:
+        moved = jnp.abs(x.astype(jnp.float32) - ref.astype(jnp.float32))
+        return window_any(~(moved <= jnp.float32(limit)), (patch, patch))
+
+    return gate
+
+
+def static(mask: Any) -> Gate:
+    """The gate that takes the same patches in every frame; known before anything is traced.
+
+    Nothing is compared: what lies outside the mask stays as it was in the first frame.
+
+    Args:
+      mask: bool ``[rows, cols]``, a flag per patch.
+
+    Returns:
+      A gate.
+
+    Raises:
+      ValueError: if the mask is not bool of rank 2; on use, if it does not tile the frame.
+
+    Example:
+      >>> import numpy as np, tinyjax
+      >>> tinyjax.static(np.eye(2, dtype=bool))(np.ones((4, 4, 1)), np.ones((4, 4, 1)), 2).tolist()
+      [[True, False], [False, True]]
+    """
+    mask = np.array(mask)
+    if mask.dtype != np.bool_ or mask.ndim != 2:
+        raise ValueError(
+            f"mask is {mask.dtype} {mask.shape}, expected bool [rows, cols]: give a flag per patch"
+        )
+    return lambda x, ref, patch: mask
