@@ -12,6 +12,7 @@ from tinyjax.numerics.integer_ops import (
     zero_point_term,
 )
 from tinyjax.numerics.layout import keep, row_major
+from tinyjax.numerics.patches import differs, read_window, spread, tiles, window_any
 from tinyjax.numerics.pool import max_pool
 from tinyjax.numerics.quantize import (
     abs_max,
@@ -36,6 +37,7 @@ __all__ = [
     "conv_dx",
     "conv_form",
     "dequantize",
+    "differs",
     "dot",
     "dot_dw",
     "dot_dx",
@@ -49,10 +51,14 @@ __all__ = [
     "nearest",
     "qmax",
     "quantize",
+    "read_window",
     "row_major",
     "seed_of",
+    "spread",
     "stochastic",
     "symmetric_scale",
+    "tiles",
     "total",
+    "window_any",
     "zero_point_term",
 ]
