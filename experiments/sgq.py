@@ -17,7 +17,7 @@ References:
   Learning*, NeurIPS 2022 (abstract only).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments import data, octo, train
-from experiments.carriers import carriers, relative_error, snr_db
+from experiments.carriers import carriers, relative_error, snr_db, uniform
 from experiments.errors import UserError
 from experiments.progress import Follow, unfollowed
 from experiments.results import once
@@ -43,8 +43,6 @@ from tinyjax import (
     rewrite,
     send,
     sgq,
-    sgq_decode,
-    sgq_encode,
 )
 
 __all__ = [
@@ -186,7 +184,9 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
         )
     trained = detach(state)
     forward = trained.replace(apply_fn=_across(tx, trained.apply_fn))
-    measured = partial(_crossings, config, prepared)
+    tensors = jax.jit(partial(at_cut, config, prepared.state.apply_fn))
+    measured = _measure(config, prepared, tensors)
+    features, _ = tensors(trained.params, *prepared.batch)
     return Results(
         float32=Arm(*(getattr(single, name) for name in Arm._fields)),
         sgq=Arm(
@@ -197,8 +197,8 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
         ),
         crossings=measured(trained.params),
         crossings_at_start=measured(prepared.state.params),
-        features_db=_by_grouping(config, prepared, trained.params),
-        features=at_cut(config, prepared.state.apply_fn, trained.params, *prepared.batch)[0].size,
+        features_db=_by_grouping(config, features),
+        features=features.size,
         parameters=single.parameters,
         train_images=single.train_images,
         test_images=single.test_images,
@@ -255,32 +255,45 @@ def at_cut(
     return features, gradient
 
 
-def _crossings(config: Config, arm: octo.Prepared, params: Any) -> dict[str, Crossing]:
-    """What the first batches of the last epoch send, in every way."""
-    epoch = config.epochs - 1
-    batches = data.epoch_batches(arm.dataset.train, config.batch, seed=config.seed, epoch=epoch)
-    tensors = jax.jit(partial(at_cut, config, arm.state.apply_fn, params))
-    found: dict[str, list[Crossing]] = {}
-    ways = carriers(_codec(config))
-    for batch in islice(batches, _MEASURED):
-        features, gradient = tensors(*batch)
-        for name, (up, down) in ways.items():
-            sent, answer = up(features), down(gradient)
-            noise = snr_db(sent.decoded, features)
-            error = relative_error(answer.decoded, gradient)
-            found.setdefault(name, []).append(Crossing(sent.size, answer.size, noise, error))
-    return {
-        name: Crossing(*map(mean, zip(*crossings, strict=True)))
-        for name, crossings in found.items()
-    }
+def _measure(
+    config: Config, arm: octo.Prepared, tensors: Callable[..., tuple[jax.Array, jax.Array]]
+) -> Callable[[Any], dict[str, Crossing]]:
+    """From parameters to what the first batches of the last epoch send, in every way."""
+    codecs = {"sgq": _codec(config), "int8": uniform(8), "int4": uniform(4)}
+    ways = {name: carriers(codec) for name, codec in codecs.items()}
+
+    def measured(params: Any) -> dict[str, Crossing]:
+        split, last = arm.dataset.train, config.epochs - 1
+        batches = data.epoch_batches(split, config.batch, seed=config.seed, epoch=last)
+        found: dict[str, list[Crossing]] = {}
+        for batch in islice(batches, _MEASURED):
+            features, gradient = tensors(params, *batch)
+            for name, (carry_up, carry_down) in ways.items():
+                up, down = carry_up(features), carry_down(gradient)
+                quality = (
+                    snr_db(up.decoded, features),
+                    relative_error(down.decoded, gradient),
+                )
+                plain = Crossing(up.size, down.size, *quality)
+                short = Crossing(up.compressed, down.compressed, *quality)
+                found.setdefault(name, []).append(plain)
+                found.setdefault(f"{name} + zstd", []).append(short)
+        return {
+            name: Crossing(*map(mean, zip(*crossings, strict=True)))
+            for name, crossings in found.items()
+        }
+
+    return measured
 
 
-def _by_grouping(config: Config, arm: octo.Prepared, params: Any) -> dict[str, float]:
-    """Signal to noise of one batch's features, by how their channels are grouped."""
-    features, _ = at_cut(config, arm.state.apply_fn, params, *arm.batch)
-    settings: Mapping[str, Any] = {"group_size": config.group_size, "bits": config.bits}
+def _by_grouping(config: Config, features: jax.Array) -> dict[str, float]:
+    """Signal to noise of SGQ's features, by how their channels are grouped."""
     in_order = numerics.fixed(jnp.arange(features.shape[-1]) // config.group_size)
-    return {
-        name: snr_db(sgq_decode(sgq_encode(features, grouping=how, **settings)), features)
+    codecs = {
+        name: sgq(group_size=config.group_size, bits=config.bits, grouping=how)
         for name, how in {**_GROUPINGS, "in order": in_order}.items()
+    }
+    return {
+        name: snr_db(codec.decode(jax.jit(codec.encode)(features)), features)
+        for name, codec in codecs.items()
     }
