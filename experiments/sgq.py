@@ -165,38 +165,23 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
       out: folder for unfinished work; None keeps none.
       follow: shows the progress.
     """
-    prepared = octo.prepare(_float32(config))
-    single = _learned_float32(prepared, out, follow)
+    arm = octo.prepare(_float32(config))
     tx = at(CUTS[config.model], send(_codec(config)))
-    start = attach(tx, train.train_step, prepared.state, *prepared.batch)
-    split = jax.jit(tx(train.train_step)).lower(start, *prepared.batch).compile()
-    with follow("sgq", config.epochs * _steps(prepared)) as watch:
-        state, history = train.fit(
-            split,
-            start,
-            prepared.dataset.train,
-            lambda state: train.evaluate(detach(state), prepared.dataset.test),
-            epochs=config.epochs,
-            batch=config.batch,
-            seed=config.seed,
-            folder=out and out / "sgq",
-            watch=watch,
-        )
+    split = _split(tx, arm)  # first, since the settings may not fit the features
+    single = _learned_float32(arm, out, follow)
+    state, history = _learned_across(split, arm, out, follow)
     trained = detach(state)
     forward = trained.replace(apply_fn=_across(tx, trained.apply_fn))
-    tensors = jax.jit(partial(at_cut, config, prepared.state.apply_fn))
-    measured = _measure(config, prepared, tensors)
-    features, _ = tensors(trained.params, *prepared.batch)
+    _, as_trained = train.evaluate(forward, arm.dataset.test)
+    step_ms = median(epoch.step_ms for epoch in history)
+    tensors = jax.jit(partial(at_cut, config, arm.state.apply_fn))
+    measured = _measure(config, arm, tensors)
+    features, _ = tensors(trained.params, *arm.batch)
     return Results(
         float32=Arm(*(getattr(single, name) for name in Arm._fields)),
-        sgq=Arm(
-            history,
-            history[-1].test_accuracy,
-            train.evaluate(forward, prepared.dataset.test)[1],
-            median(epoch.step_ms for epoch in history),
-        ),
+        sgq=Arm(history, history[-1].test_accuracy, as_trained, step_ms),
         crossings=measured(trained.params),
-        crossings_at_start=measured(prepared.state.params),
+        crossings_at_start=measured(arm.state.params),
         features_db=_by_grouping(config, features),
         features=features.size,
         parameters=single.parameters,
@@ -205,16 +190,49 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
     )
 
 
+class _Split(NamedTuple):
+    """The SGQ arm before its first step."""
+
+    state: Any
+    step: jax.stages.Compiled
+
+
+def _split(tx: Transform, arm: octo.Prepared) -> _Split:
+    """The stock step of the float32 arm, lifted, and its state.
+
+    Raises:
+      UserError: if the codec refuses the features.
+    """
+    state = attach(tx, train.train_step, arm.state, *arm.batch)
+    try:
+        return _Split(state, jax.jit(tx(train.train_step)).lower(state, *arm.batch).compile())
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _learned_across(
+    split: _Split, arm: octo.Prepared, out: Path | None, follow: Follow
+) -> train.Fitted:
+    config, (learned, test) = arm.config, arm.dataset
+    with follow("sgq", config.epochs * (len(learned.labels) // config.batch)) as watch:
+        return train.fit(
+            split.step,
+            split.state,
+            learned,
+            lambda state: train.evaluate(detach(state), test),
+            epochs=config.epochs,
+            batch=config.batch,
+            seed=config.seed,
+            folder=out and out / "sgq",
+            watch=watch,
+        )
+
+
 def _learned_float32(arm: octo.Prepared, out: Path | None, follow: Follow) -> octo.Results:
     if out is None:
         return octo.learn(arm, None, follow)
     learn = partial(octo.learn, arm, follow=follow)
     return octo.results(once("float32", arm.config, out, learn).record["metrics"])
-
-
-def _steps(arm: octo.Prepared) -> int:
-    """Of an epoch."""
-    return len(arm.dataset.train.labels) // arm.config.batch
 
 
 def _across(tx: Transform, apply: Callable[..., Any]) -> Callable[[Any, Any], jax.Array]:
@@ -233,18 +251,18 @@ def at_cut(
     """
     cut = CUTS[config.model]
 
-    def call(op: Any, site: Any, vars: Any, key: Any, x: Any, w: Any, epilogue: Any, **more: Any):
-        del site, key
-        return op(x + vars, w, epilogue, **more), vars
-
-    def seen(op: Any, site: Any, vars: Any, key: Any, x: Any, w: Any, epilogue: Any, **more: Any):
+    def seen(op: Any, site: Any, vars: Any, key: Any, x: Any, w: Any, *more: Any, **kwargs: Any):
         del site, vars, key
-        return op(x, w, epilogue, **more), x
+        return op(x, w, *more, **kwargs), x
+
+    def moved(op: Any, site: Any, vars: Any, key: Any, x: Any, w: Any, *more: Any, **kwargs: Any):
+        del site, key
+        return op(x + vars, w, *more, **kwargs), vars
 
     variables, key = {"params": params}, jax.random.key(0)
     tap = at(cut, Transform(lambda site: (), seen))
     (features,) = rewrite(tap, apply).apply({}, variables, images)[1].values()
-    shift = at(cut, Transform(lambda site: jnp.zeros(site.x.shape), call))
+    shift = at(cut, Transform(lambda site: jnp.zeros(site.x.shape), moved))
     server = rewrite(chain(at(cut, send(_codec(config))), shift), apply)
 
     def loss(vars: Any) -> jax.Array:

@@ -91,6 +91,11 @@ def test_impossible_configurations_are_refused(changes, message):
         sgq.Config(**changes)
 
 
+def test_settings_that_do_not_fit_the_features_are_told_before_training():
+    with pytest.raises(UserError, match="group_size is 20, which does not cut 64 channels"):
+        sgq.run(replace(TINY, group_size=20))
+
+
 @pytest.mark.parametrize("model", sgq.CUTS)
 def test_what_crosses_is_what_the_layers_meet(rng, model):
     network = models.MODELS[model]()
