@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import int8
+from benchmarks import int8, sgq
 from experiments import measure
 
 __all__ = ["main"]
 
-BENCHMARKS = {"int8": int8}
+BENCHMARKS = {"int8": int8, "sgq": sgq}
 
 
 def main(argv: Sequence[str]) -> int:

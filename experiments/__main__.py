@@ -1,4 +1,4 @@
-"""``python -m experiments <octo|demo>``: runs an experiment, writes JSON, prints a table."""
+"""``python -m experiments <octo|demo|sgq>``: runs an experiment, writes JSON, prints a table."""
 
 import shlex
 import shutil
@@ -18,14 +18,15 @@ __all__ = ["Arguments", "main"]
 class Arguments:
     """Experiments with tinyjax: training in float32 and in true int8, measured.
 
-    An interrupted run continues with the same command. A finished octo run is not repeated while
-    its JSON is there; the demo is there to be watched, so it trains anew every time.
+    An interrupted run continues with the same command. A finished octo or sgq run is not repeated
+    while its JSON is there; the demo is there to be watched, so it trains anew every time.
     """
 
-    experiment: Literal["octo", "demo"]
-    """octo: train one arm, write its JSON. demo: train both arms, write JSON and a report."""
+    experiment: Literal["octo", "demo", "sgq"]
+    """octo: train one arm, write its JSON. demo: train both arms, write JSON and a report.
+    sgq: train across a cut and without one, write JSON."""
     config: str | None = None
-    """Name of the configuration, by default int8 (octo) or sample (demo); "?" lists them."""
+    """Name of the configuration, by default int8 (octo) or sample (others); "?" lists them."""
     set: tuple[tuple[str, ...], ...] = ()
     """Changes to the configuration, key=value; "?=" lists the keys."""
     smoke: bool = False
@@ -33,7 +34,7 @@ class Arguments:
     seed: int | None = None
     """The same as --set seed=N."""
     out: Path | None = None
-    """Folder for the results. Default: out/octo or out/demo."""
+    """Folder for the results. Default: out/octo, out/demo or out/sgq."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         for package in ("rich.progress", "orbax.checkpoint", "matplotlib"):
             imported(package)  # told now rather than after minutes of training
         command = shlex.join(["python", "-m", "experiments", *argv])
-        {"octo": _octo, "demo": _demo}[given.experiment](given, command)
+        {"octo": _octo, "demo": _demo, "sgq": _sgq}[given.experiment](given, command)
     except (UserError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -86,6 +87,19 @@ def _demo(given: Arguments, command: str) -> None:
     (out / "report.html").write_text(report.page(found), encoding="utf-8")
     shutil.rmtree(unfinished)
     imported("rich").print(tables.demo(found, out / "report.html"))
+
+
+def _sgq(given: Arguments, command: str) -> None:
+    from experiments import sgq, tables
+    from experiments.progress import bars
+    from experiments.results import once
+
+    name, config = _chosen(given, sgq, "sample")
+    imported("zstandard")
+    run = lambda folder: sgq.run(config, folder, bars)
+    out = given.out or Path("out/sgq")
+    outcome = once(name, config, out, run, experiment="sgq", command=command)
+    imported("rich").print(tables.sgq(outcome))
 
 
 def _chosen(given: Arguments, experiment: Any, default: str) -> tuple[str, Any]:

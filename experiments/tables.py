@@ -7,7 +7,7 @@ from typing import Any
 from experiments.extras import imported
 from experiments.results import Outcome, Record
 
-__all__ = ["demo", "octo"]
+__all__ = ["demo", "octo", "sgq"]
 
 
 def octo(outcome: Outcome) -> Any:
@@ -27,14 +27,7 @@ def octo(outcome: Outcome) -> Any:
     table = _table(record["name"], "")
     for label, value in rows.items():
         table.add_row(label, value)
-    note = f"results: [bold]{outcome.path}[/bold]"
-    if outcome.reused:
-        commit = record["environment"]["commit"]
-        note += (
-            f"\nnot run again: it finished on {record['finished'][:10]} (commit {commit}); "
-            "remove the file to run it anew"
-        )
-    return imported("rich.console").Group(table, note)
+    return imported("rich.console").Group(table, _note(outcome))
 
 
 def demo(record: Record, report: Path) -> Any:
@@ -60,6 +53,45 @@ def demo(record: Record, report: Path) -> Any:
         table.add_row(label, *cells, f"{summary[key + '_ratio']:.2f}x")
     table.add_row("multiply-accumulates in int8", "0%", f"{summary['int8_share']:.0%}", "")
     return imported("rich.console").Group(table, f"report: [bold]{report}[/bold]")
+
+
+def sgq(outcome: Outcome) -> Any:
+    """Both arms, what crosses the cut per step in every way, and where the figures are."""
+    metrics = outcome.record["metrics"]
+    arms = _table("", "float32", "sgq")
+    for label, key in (
+        ("test accuracy", "test_accuracy"),
+        ("  with features as in training", "test_accuracy_as_trained"),
+    ):
+        arms.add_row(label, *(f"{metrics[arm][key]:.2%}" for arm in ("float32", "sgq")))
+    ways = _table("per step", "up", "down", "less", "features", "gradient error")
+    single = 4 * metrics["features"]
+    ways.add_row(
+        "float32", f"{single / 1e3:.1f} kB", f"{single / 1e3:.1f} kB", "1.0x", "exact", "0%"
+    )
+    for name, way in metrics["crossings"].items():
+        up, down = way["up"], way["down"]
+        ways.add_row(
+            name,
+            f"{up / 1e3:.1f} kB",
+            f"{down / 1e3:.1f} kB",
+            f"{2 * single / (up + down):.1f}x",
+            f"{way['features_db']:.1f} dB",
+            f"{way['gradient_error']:.1%}",
+        )
+    return imported("rich.console").Group(arms, ways, _note(outcome))
+
+
+def _note(outcome: Outcome) -> str:
+    """Where the results are, and whether they were there before."""
+    note = f"results: [bold]{outcome.path}[/bold]"
+    if outcome.reused:
+        commit = outcome.record["environment"]["commit"]
+        note += (
+            f"\nnot run again: it finished on {outcome.record['finished'][:10]} (commit {commit}); "
+            "remove the file to run it anew"
+        )
+    return note
 
 
 def _table(*headings: str) -> Any:

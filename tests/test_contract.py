@@ -23,6 +23,8 @@ from tinyjax import (
     numerics,
     pass_skip,
     rewrite,
+    send,
+    sgq,
     static,
     threshold,
     where,
@@ -44,6 +46,11 @@ CASES = {
     "gain": Case(gain(), 1e-6),
     "int8": Case(int8_qat(), 0.03, KEY),
     "int8, nearest": Case(int8_qat(gradient_rounding=numerics.nearest), 0.03),
+    "sgq": Case(at("w2", send(sgq(group_size=5))), 0.05, KEY),
+    "sgq, cosine": Case(
+        at("w2", send(sgq(group_size=5, bits=8, grouping=numerics.by_cosine))), 0.01, KEY
+    ),
+    "sgq, int8": Case(chain(at("w2", send(sgq(group_size=5))), int8_qat()), 0.06, KEY),
     "at": Case(at("w2", int8_qat()), 0.03, KEY),
     "where": Case(where(lambda site: site.kind == "conv", gain()), 1e-6),
     "chain": Case(chain(gain(), int8_qat()), 0.03, KEY),
@@ -205,13 +212,24 @@ def test_blocks_refuse_steps_and_functions_without_blocks(skipping, model):
         rewrite(tx, lambda p, x: x * p["w"]).init({"w": jnp.ones(3)}, xs[:1])
 
 
-FACTORIES = [n for n in tinyjax.transforms.__all__ if not n[0].isupper()]
+FUNCTIONS = [
+    name
+    for name in tinyjax.transforms.__all__
+    if inspect.isfunction(getattr(tinyjax.transforms, name))
+]
 
 
-@pytest.mark.parametrize("name", FACTORIES)
-def test_factories_take_keywords_only_and_cite_their_source(name):
-    factory = getattr(tinyjax.transforms, name)
-    kinds = {p.kind for p in inspect.signature(factory).parameters.values()}
-    assert kinds <= {inspect.Parameter.KEYWORD_ONLY}
-    assert "References:" in factory.__doc__
-    assert name in tinyjax.__all__
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_settings_are_keywords_only_and_sources_are_cited(name):
+    function = getattr(tinyjax.transforms, name)
+    parameters = inspect.signature(function).parameters.values()
+    # Only what is worked on stands before the settings: an array, a code, a codec.
+    settings = [p for p in parameters if p.default is not p.empty]
+    assert {p.kind for p in settings} <= {inspect.Parameter.KEYWORD_ONLY}
+    operands = {p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY}
+    assert operands <= {"x", "code", "codec", "key"}
+    assert "References:" in function.__doc__
+
+
+def test_methods_are_public():
+    assert set(tinyjax.transforms.__all__) <= set(tinyjax.__all__)

@@ -1,9 +1,10 @@
 """tinyjax: TinyML training methods as composable, pure function transforms in JAX."""
 
-from tinyjax import numerics, transforms
+from tinyjax import numerics, transforms, wire
 from tinyjax.audit import count_macs
 from tinyjax.base import (
     BlockTransform,
+    Codec,
     Epilogue,
     Op,
     Pattern,
@@ -17,14 +18,28 @@ from tinyjax.combine import at, chain, identity, where
 from tinyjax.gates import exact, static, threshold
 from tinyjax.rewrite import rewrite, sites
 from tinyjax.step import attach, detach, over_step
-from tinyjax.transforms import SkipState, int8_qat, pass_skip
+from tinyjax.transforms import (
+    SGQCode,
+    SGQGradient,
+    SkipState,
+    int8_qat,
+    link,
+    pass_skip,
+    send,
+    sgq,
+    sgq_decode,
+    sgq_encode,
+)
 
 __all__ = [
     "BlockTransform",
+    "Codec",
     "Epilogue",
     "Op",
     "Pattern",
     "Rewritten",
+    "SGQCode",
+    "SGQGradient",
     "Site",
     "Sited",
     "SkipState",
@@ -38,13 +53,19 @@ __all__ = [
     "exact",
     "identity",
     "int8_qat",
+    "link",
     "numerics",
     "over_step",
     "pass_skip",
     "rewrite",
+    "send",
+    "sgq",
+    "sgq_decode",
+    "sgq_encode",
     "sites",
     "static",
     "threshold",
     "transforms",
     "where",
+    "wire",
 ]

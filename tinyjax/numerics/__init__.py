@@ -2,6 +2,13 @@
 
 from tinyjax.numerics.conv_taps import ConvSpec
 from tinyjax.numerics.forms import Form, conv_form, dot_form
+from tinyjax.numerics.group_quantize import (
+    group_dequantize,
+    group_quantize,
+    upper_half,
+    widened,
+)
+from tinyjax.numerics.grouping import by_cosine, by_range, channel_reach, fixed
 from tinyjax.numerics.integer_conv import conv, conv_dw, conv_dx
 from tinyjax.numerics.integer_ops import (
     MAX_CONTRACTION,
@@ -12,11 +19,13 @@ from tinyjax.numerics.integer_ops import (
     zero_point_term,
 )
 from tinyjax.numerics.layout import keep, row_major
+from tinyjax.numerics.packing import pack_bits, per_byte, unpack_bits
 from tinyjax.numerics.patches import differs, read_window, spread, tiles, window_any
 from tinyjax.numerics.pool import max_pool
 from tinyjax.numerics.quantize import (
     abs_max,
     affine_range,
+    bounded_step,
     dequantize,
     finite_or_nan,
     gradient_scales,
@@ -32,6 +41,10 @@ __all__ = [
     "Form",
     "abs_max",
     "affine_range",
+    "bounded_step",
+    "by_cosine",
+    "by_range",
+    "channel_reach",
     "conv",
     "conv_dw",
     "conv_dx",
@@ -43,12 +56,17 @@ __all__ = [
     "dot_dx",
     "dot_form",
     "finite_or_nan",
+    "fixed",
     "fold_key",
     "gradient_scales",
+    "group_dequantize",
+    "group_quantize",
     "hash_bits",
     "keep",
     "max_pool",
     "nearest",
+    "pack_bits",
+    "per_byte",
     "qmax",
     "quantize",
     "read_window",
@@ -59,6 +77,9 @@ __all__ = [
     "symmetric_scale",
     "tiles",
     "total",
+    "unpack_bits",
+    "upper_half",
+    "widened",
     "window_any",
     "zero_point_term",
 ]

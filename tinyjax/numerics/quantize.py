@@ -27,6 +27,7 @@ from tinyjax.numerics.rounding import Rounding, nearest
 __all__ = [
     "abs_max",
     "affine_range",
+    "bounded_step",
     "dequantize",
     "finite_or_nan",
     "gradient_scales",
@@ -221,3 +222,35 @@ def affine_range(x: Array, bits: int = 8) -> tuple[Array, Array]:
     zero_point = jnp.rint(jnp.float32(limit) - high * (jnp.float32(1) / scale))
     unknown = jnp.float32(0) * jnp.sum(x)  # NaN if NaN or Inf is in x
     return scale + unknown, jnp.clip(zero_point, -limit, limit).astype(jnp.int32)
+
+
+def bounded_step(g: Array, error: float) -> Array:
+    """The step at which int8 codes of a tensor, rounded stochastically, err by ``error`` at most.
+
+    Rounding ``n`` elements up and down at random with step ``D`` has the expected squared error
+    ``D**2 sum f (1 - f) <= n D**2 / 4``, with ``f`` the fractional parts. So ``D = 2 error |g| /
+    sqrt(n)`` keeps the root mean square error below ``error |g|``. Where int8 has too few codes
+    for that step, ``D`` is ``max |g| / 127`` instead, and the bound is ``D sqrt(n) / 2``.
+
+    Args:
+      g: float array.
+      error: relative to the norm of ``g``, above 0.
+
+    Returns:
+      float32 scalar; NaN or Inf if ``g`` has one. It is a float sum, so its last bits depend on
+      the order in which a machine adds.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> g = jnp.array([3.0, -3.0, 3.0, -3.0])
+      >>> float(bounded_step(g, 0.5)), round(float(bounded_step(g, 0.001) * 127), 3)
+      (3.0, 3.0)
+
+    References:
+      Alistarh et al., `QSGD <https://arxiv.org/abs/1610.02132>`_, 2017, for unbiased rounding; the
+      closed form is ours.
+    """
+    finest = symmetric_scale(abs_max(g)).reshape(())
+    # In units of the finest step, in which no square overflows or vanishes.
+    rms = jnp.sqrt(jnp.mean(jnp.square(g.astype(jnp.float32) * (jnp.float32(1) / finest))))
+    return finest * jnp.maximum(jnp.float32(1), jnp.float32(2 * error) * rms)

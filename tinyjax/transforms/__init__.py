@@ -1,6 +1,19 @@
 """The methods, one per file."""
 
 from tinyjax.transforms.int8_qat import int8_qat
+from tinyjax.transforms.link import link, send
 from tinyjax.transforms.pass_skip import SkipState, pass_skip
+from tinyjax.transforms.sgq import SGQCode, SGQGradient, sgq, sgq_decode, sgq_encode
 
-__all__ = ["SkipState", "int8_qat", "pass_skip"]
+__all__ = [
+    "SGQCode",
+    "SGQGradient",
+    "SkipState",
+    "int8_qat",
+    "link",
+    "pass_skip",
+    "send",
+    "sgq",
+    "sgq_decode",
+    "sgq_encode",
+]

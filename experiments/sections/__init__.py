@@ -1,0 +1,3 @@
+"""The report's sections, one per method."""
+
+__all__: list[str] = []

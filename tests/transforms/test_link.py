@@ -1,0 +1,100 @@
+"""A codec at a cut: what comes across, in which direction, in which layout."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from tests import networks
+from tinyjax import at, attach, chain, count_macs, int8_qat, link, numerics, rewrite, send, sgq
+
+KEY = jax.random.key(3)
+CODEC = sgq(group_size=2)
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, lambda f: f])
+def test_a_link_encodes_both_directions(rng, wrap):
+    x = jnp.asarray(rng.normal(size=(3, 5, 4)), jnp.float32)
+    w = jnp.asarray(rng.normal(size=(3, 5, 4)), jnp.float32)
+    y, back = wrap(lambda x: jax.vjp(lambda x: link(CODEC, x, KEY), x))(x)
+    np.testing.assert_array_equal(y, CODEC.decode(CODEC.encode(x)))
+    seed = numerics.seed_of(KEY)
+    want = CODEC.decode_gradient(CODEC.encode_gradient(w, seed))
+    np.testing.assert_allclose(wrap(back)(w)[0], want, rtol=1e-6)  # the step is a float sum
+    assert (back(jnp.zeros_like(w))[0] == 0).all()
+
+
+def test_a_link_under_vmap_is_a_link_per_example(rng):
+    x = jnp.asarray(rng.normal(size=(3, 2, 4)), jnp.float32)
+    loss = lambda x: jnp.sum(jnp.sin(link(CODEC, x, KEY)))
+    got = jax.jit(jax.vmap(jax.grad(loss)))(x)
+    np.testing.assert_allclose(got, jnp.stack([jax.grad(loss)(each) for each in x]), rtol=1e-5)
+
+
+def test_a_link_needs_a_key_and_has_no_second_derivative():
+    x = jnp.ones((2, 4))
+    with pytest.raises(ValueError, match=r"a link was given no key.* attach\(tx, step, state"):
+        link(CODEC, x, None)
+    loss = lambda x: jnp.sum(link(CODEC, x, KEY) ** 3)
+    with pytest.raises(ValueError, match="differentiated twice, and rounding has no second"):
+        jax.grad(lambda x: jnp.sum(jax.grad(loss)(x) ** 2))(x)
+
+
+DOTS = {
+    "x @ w": (((2, 3), (3, 4)), lambda w, x: x @ w, lambda x: x),
+    "(w @ x.T).T": (((2, 3), (4, 3)), lambda w, x: (w @ x.T).T, lambda x: x),
+    "two channel axes": (
+        ((2, 3, 4), (3, 4, 5)),
+        lambda w, x: jnp.einsum("nab,abf->nf", x, w),
+        lambda x: x.reshape(2, 12),
+    ),
+    "a vector": (((4,), (4, 3)), lambda w, x: x @ w, lambda x: x[None]),
+}
+
+
+@pytest.mark.parametrize("name", DOTS)
+def test_what_a_dot_contracts_are_the_channels(rng, name):
+    (x, w), apply, canonical = DOTS[name]
+    x, w = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in (x, w))
+    flat = canonical(x)
+    codec = sgq(group_size=flat.shape[-1])
+    sent = codec.decode(codec.encode(flat)).reshape(x.shape)
+    got, _ = rewrite(send(codec), apply).apply({}, w, x, key=KEY)
+    np.testing.assert_allclose(got, apply(w, sent), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_channels_of_a_convolution_are_found_by_its_layout(rng, layout):
+    x = jnp.asarray(rng.normal(size=(2, 5, 6, 4)), jnp.float32)
+    w = jnp.asarray(rng.normal(size=(3, 3, 4, 8)), jnp.float32)
+    turn = (lambda x: x) if layout == "NHWC" else (lambda x: x.transpose(0, 3, 1, 2))
+    numbers = (layout, "HWIO", layout)
+
+    def apply(w, x):
+        return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=numbers)
+
+    got, _ = rewrite(send(CODEC), apply).apply({}, w, turn(x), key=KEY)
+    want = apply(w, turn(CODEC.decode(CODEC.encode(x))))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_split_step_trains_in_int8(rng):
+    batch = networks.batch_of(rng)
+    state, step = networks.linen_case(batch)
+    tx = chain(at("Dense_0", send(sgq(group_size=5))), int8_qat())
+    ready = attach(tx, step, state, *batch)
+    lifted = jax.jit(tx(step))
+    assert set(count_macs(lifted, ready, *batch)) == {"int8"}
+    losses = []
+    for _ in range(15):
+        ready, metrics = lifted(ready, *batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0]
+
+
+def test_a_train_step_without_a_key_is_refused(rng):
+    batch = networks.batch_of(rng)
+    state, step = networks.plain_case(batch)
+    with pytest.raises(ValueError, match="a link was given no key"):
+        at("w2", send(sgq(group_size=5)))(step)(state, *batch)
