@@ -58,7 +58,7 @@ _SAMPLES, _TRAINED_ON, _BATCH = 128, 2000, 50
 _LAYER = "Conv_1"
 
 
-def run(name: str, *, rounds: int = 15, shrink: int = 1) -> dict[str, Any]:
+def run(name: str, *, rounds: int = 15, shrink: int = 1) -> list[dict[str, Any]]:
     """One row: the metrics of one case. All cases are measured together, once.
 
     Args:
@@ -66,7 +66,7 @@ def run(name: str, *, rounds: int = 15, shrink: int = 1) -> dict[str, Any]:
       rounds: how often each program runs.
       shrink: divides the batch, to try things out quickly.
     """
-    return {"case": name, **_measured(rounds, shrink)[name], "rounds": rounds}
+    return [{"case": name, **_measured(rounds, shrink)[name], "rounds": rounds}]
 
 
 @functools.cache
