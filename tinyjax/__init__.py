@@ -3,12 +3,11 @@
 from tinyjax import numerics, transforms, wire
 from tinyjax.audit import count_macs
 from tinyjax.base import Codec, Epilogue, Op, Pattern, Site, Sited, TrainStep, Transform
+from tinyjax.codes import SGQCode, SGQGradient
 from tinyjax.combine import at, chain, identity, where
 from tinyjax.rewrite import Rewritten, rewrite, sites
 from tinyjax.step import attach, detach, over_step
 from tinyjax.transforms import (
-    SGQCode,
-    SGQGradient,
     int8_qat,
     link,
     send,

@@ -2,11 +2,9 @@
 
 from tinyjax.transforms.int8_qat import int8_qat
 from tinyjax.transforms.link import link, send
-from tinyjax.transforms.sgq import SGQCode, SGQGradient, sgq, sgq_decode, sgq_encode
+from tinyjax.transforms.sgq import sgq, sgq_decode, sgq_encode
 
 __all__ = [
-    "SGQCode",
-    "SGQGradient",
     "int8_qat",
     "link",
     "send",
