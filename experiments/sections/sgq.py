@@ -168,7 +168,9 @@ def _claims(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         f"one seed; {tested:,} test images have a standard error of {error:.1f} points.",
         f"<b>“Up to {traffic}× less traffic”: not shown by SGQ alone</b>, which sends "
         f"{both:.1f}× fewer bytes than float32, both ways. With a general coder behind it, "
-        f"{shorter:.1f}×; per-tensor INT4 with the same coder, {rival:.1f}×. What arrives differs: "
+        f"{shorter:.1f}× ({_at_start(metrics, 'sgq + zstd'):.1f}× before training); per-tensor "
+        f"INT4 with the same coder, {rival:.1f}× ({_at_start(metrics, 'int4 + zstd'):.1f}×). What "
+        "arrives differs: "
         f"features at {ways['sgq']['features_db']:.1f} dB against "
         f"{ways['int4']['features_db']:.1f}, gradients {_percent(ways['sgq'])} off and unbiased "
         f"against {_percent(ways['int4'])} off and rounded to nearest. "

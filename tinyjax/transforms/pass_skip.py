@@ -47,8 +47,8 @@ class SkipState(NamedTuple):
       frames: how many there were, int32.
 
     Example:
-      >>> from tinyjax.transforms import SkipState
-      >>> SkipState._fields
+      >>> import tinyjax
+      >>> tinyjax.SkipState._fields
       ('ref', 'cuts', 'active', 'frames')
     """
 
