@@ -1,5 +1,6 @@
-"""``python -m experiments <octo|demo|sgq>``: runs an experiment, writes JSON, prints a table."""
+"""``python -m experiments <octo|sgq|demo>``: runs an experiment, writes JSON, prints a table."""
 
+import importlib
 import shlex
 import shutil
 import sys
@@ -13,28 +14,31 @@ from experiments.extras import imported
 
 __all__ = ["Arguments", "main"]
 
+# Experiment: (its module, its default configuration). It also needs its entry in `tables.TABLES`.
+_ONE = {"octo": ("octo", "int8"), "sgq": ("sgq", "sample")}
+
 
 @dataclass(frozen=True)
 class Arguments:
-    """Experiments with tinyjax: training in float32 and in true int8, measured.
+    """Experiments with tinyjax: the methods on real data, measured.
 
-    An interrupted run continues with the same command. A finished octo or sgq run is not repeated
-    while its JSON is there; the demo is there to be watched, so it trains anew every time.
+    An interrupted run continues with the same command. A finished run is not repeated while its
+    JSON is there; the demo is there to be watched, so it runs anew every time.
     """
 
-    experiment: Literal["octo", "demo", "sgq"]
-    """octo: train one arm, write its JSON. demo: train both arms, write JSON and a report.
-    sgq: train across a cut and without one, write JSON."""
+    experiment: Literal["octo", "sgq", "demo"]
+    """octo: train one arm. sgq: train across a cut and without one. demo: all methods, with a
+    report. Each writes JSON."""
     config: str | None = None
     """Name of the configuration, by default int8 (octo) or sample (others); "?" lists them."""
     set: tuple[tuple[str, ...], ...] = ()
-    """Changes to the configuration, key=value; "?=" lists the keys."""
+    """Changes to the configuration, key=value; "?=" lists the keys. Of the demo: part.key=value."""
     smoke: bool = False
-    """Train on so little that it takes seconds, to see that it runs."""
+    """Run on so little that it takes seconds, to see that it works."""
     seed: int | None = None
-    """The same as --set seed=N."""
+    """The same as --set seed=N, in every part of the demo."""
     out: Path | None = None
-    """Folder for the results. Default: out/octo, out/demo or out/sgq."""
+    """Folder for the results. Default: out/octo, out/sgq or out/demo."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,74 +51,68 @@ def main(argv: Sequence[str]) -> int:
             tyro.conf.UseAppendAction,
         )
         given = tyro.cli(Arguments, prog="python -m experiments", args=list(argv), config=marks)
-        for package in ("rich.progress", "orbax.checkpoint", "matplotlib"):
+        for package in ("rich.progress", "orbax.checkpoint", "matplotlib", "zstandard", "av"):
             imported(package)  # told now rather than after minutes of training
         command = shlex.join(["python", "-m", "experiments", *argv])
-        {"octo": _octo, "demo": _demo, "sgq": _sgq}[given.experiment](given, command)
+        (_demo if given.experiment == "demo" else _one)(given, command)
     except (UserError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the same command continues after the last whole epoch", file=sys.stderr)
+        print(
+            "interrupted: the same command continues, after the last whole epoch of a training",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
 
-def _octo(given: Arguments, command: str) -> None:
-    from experiments import octo, tables
+def _one(given: Arguments, command: str) -> None:
+    """Runs one experiment, unless it has finished before."""
+    from experiments import settings, tables
     from experiments.progress import bars
     from experiments.results import once
 
-    name, config = _chosen(given, octo, "int8")
-    out = given.out or Path("out/octo")
-    run = lambda folder: octo.run(config, folder, bars)
-    outcome = once(name, config, out, run, experiment="octo", command=command)
-    imported("rich").print(tables.octo(outcome))
+    module, default = _ONE[given.experiment]
+    experiment = importlib.import_module(f"experiments.{module}")
+    name, config = _chosen(given, experiment, default)
+    config = settings.change(config, _settings(given))
+    config = config if given.seed is None else replace(config, seed=given.seed)
+    out = given.out or Path("out") / given.experiment
+    run = lambda folder: experiment.run(config, folder, bars)
+    outcome = once(name, config, out, run, experiment=given.experiment, command=command)
+    imported("rich").print(tables.finished(tables.TABLES[given.experiment], outcome))
 
 
 def _demo(given: Arguments, command: str) -> None:
     from experiments import demo, report, tables
     from experiments.progress import bars
-    from experiments.results import digest, record, write
+    from experiments.results import write
 
-    name, config = _chosen(given, demo, "sample")
+    name, configs = _chosen(given, demo, "sample")
+    configs = demo.change(configs, _settings(given), given.seed)
     out = given.out or Path("out/demo")
-    unfinished = out / f"unfinished-{digest(config)}"
-    results = demo.run(config, unfinished, bars)
-    found = record(config, results, name=name, experiment="demo", command=command)
-    found["summary"] = demo.summary(results)._asdict()
-    write(out / "results.json", found)
-    (out / "report.html").write_text(report.page(found), encoding="utf-8")
+    unfinished = demo.unfinished(configs, out)
+    details = {"experiment": "demo", "demo": name, "command": command}
+    records = demo.run(configs, unfinished, bars, **details)
+    write(out / "results.json", records)
+    (out / "report.html").write_text(report.page(records), encoding="utf-8")
     shutil.rmtree(unfinished)
-    imported("rich").print(tables.demo(found, out / "report.html"))
-
-
-def _sgq(given: Arguments, command: str) -> None:
-    from experiments import sgq, tables
-    from experiments.progress import bars
-    from experiments.results import once
-
-    name, config = _chosen(given, sgq, "sample")
-    imported("zstandard")
-    run = lambda folder: sgq.run(config, folder, bars)
-    out = given.out or Path("out/sgq")
-    outcome = once(name, config, out, run, experiment="sgq", command=command)
-    imported("rich").print(tables.sgq(outcome))
+    imported("rich").print(tables.demo(records, out / "report.html"))
 
 
 def _chosen(given: Arguments, experiment: Any, default: str) -> tuple[str, Any]:
-    """The name of the configuration, and the configuration with the given changes."""
-    from experiments.settings import change
-
+    """The name of the configuration, and the configuration, smaller for a smoke run."""
     name = given.config or default
     if name not in experiment.CONFIGS:
         names = ", ".join(experiment.CONFIGS)
         raise UserError(f"{given.experiment} has no configuration {name!r}: choose one of {names}")
     config = experiment.CONFIGS[name]
-    if given.smoke:
-        config = experiment.smoke(config)
-    config = change(config, [setting for settings in given.set for setting in settings])
-    return name, config if given.seed is None else replace(config, seed=given.seed)
+    return name, experiment.smoke(config) if given.smoke else config
+
+
+def _settings(given: Arguments) -> list[str]:
+    return [setting for settings in given.set for setting in settings]
 
 
 if __name__ == "__main__":

@@ -1,107 +1,87 @@
-"""The demo: the same small network learns Fashion-MNIST in float32 and in true int8.
+"""The demo: every method once on bundled data, with one report to look at.
 
-Both arms start from the same parameters, see the same batches and run the same stock flax train
-step; the int8 arm lifts that step with one line. Trained one after the other on the bundled sample,
-then timed in turn, they give ``results.json`` and a report to look at::
+The parts run one after the other. Each is an experiment of its own with `CONFIGS`, `smoke` and
+``run(config, out, follow)``; their records make ``results.json`` and ``report.html``::
 
-    python -m experiments demo --out out/demo
+    python -m experiments demo --out out/demo --set octo.epochs=4
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
-from experiments import octo
+from experiments import compare, settings, sgq
 from experiments.errors import UserError
-from experiments.measure import interleaved
 from experiments.progress import Follow, unfollowed
-from experiments.results import once
+from experiments.results import Record, digest, once
 
-__all__ = ["CONFIGS", "Config", "Results", "Summary", "run", "smoke", "summary"]
+__all__ = ["CONFIGS", "PARTS", "Configs", "change", "run", "smoke", "unfinished"]
 
+Configs = Mapping[str, Any]  # {part: its configuration}
 
-@dataclass(frozen=True)
-class Config(octo.Config):
-    """The int8 arm; the float32 arm differs in nothing but its bits."""
+# In the order of the thesis. A new part also needs its entry in `report.SECTIONS`.
+PARTS: dict[str, Any] = {"octo": compare, "sgq": sgq}
 
-    rounds: int = 30  # of the interleaved timing, one step of each arm per round
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.bits == octo.FLOAT:
-            raise UserError(f"bits={self.bits} leaves nothing to compare: choose 2 to 8")
-        if self.rounds < 1:
-            raise UserError(f"rounds={self.rounds} is too small: choose 1 or more")
-
-
-CONFIGS: dict[str, Config] = {
-    "sample": Config(),
-    "full": Config(dataset="fashion_mnist", epochs=3, batch=100),
+CONFIGS: dict[str, Configs] = {
+    "sample": {name: part.CONFIGS["sample"] for name, part in PARTS.items()},
+    "full": {
+        name: part.CONFIGS.get("full", part.CONFIGS["sample"]) for name, part in PARTS.items()
+    },
 }
 
 
-def smoke(config: Config) -> Config:
+def smoke(configs: Configs) -> Configs:
     """The same demo on so little that it takes seconds."""
-    return replace(octo.smoke(config), rounds=3)
+    return {name: PARTS[name].smoke(config) for name, config in configs.items()}
 
 
-class Results(NamedTuple):
-    """Both arms, and the seconds of their steps side by side."""
-
-    float32: octo.Results
-    int8: octo.Results
-    float32_seconds: list[float]  # per round: one step, waited for
-    int8_seconds: list[float]
-
-
-class Summary(NamedTuple):
-    """What the results come to; each ratio says how many times better int8 is."""
-
-    accuracy_points: float  # int8 minus float32 test accuracy, percentage points
-    speedup: float  # median over the rounds of float32 over int8 seconds
-    saved_bytes_ratio: float  # float32 over int8
-    temp_bytes_ratio: float  # float32 over int8
-    int8_share: float  # of the int8 arm's multiply-accumulates, 0..1
-
-
-def summary(results: Results) -> Summary:
-    """Compares the two arms."""
-    single, whole = results.float32, results.int8
-    pairs = zip(results.float32_seconds, results.int8_seconds, strict=True)
-    return Summary(
-        accuracy_points=100 * (whole.test_accuracy - single.test_accuracy),
-        speedup=median(slow / fast for slow, fast in pairs),
-        saved_bytes_ratio=single.saved_bytes / whole.saved_bytes,
-        temp_bytes_ratio=single.temp_bytes / whole.temp_bytes,
-        int8_share=whole.macs.get("int8", 0) / sum(whole.macs.values()),
-    )
-
-
-def run(config: Config, out: Path, follow: Follow = unfollowed) -> Results:
-    """Trains both arms and times their steps in turn.
-
-    An interrupted run, called again with the same `config` and `out`, keeps the arm that is done
-    and continues the other after its last whole epoch.
+def change(configs: Configs, changes: Iterable[str], seed: int | None = None) -> Configs:
+    """The configurations with some settings changed.
 
     Args:
-      config: of the int8 arm.
-      out: folder for unfinished work.
-      follow: shows the progress.
+      configs: one per part.
+      changes: ``"part.key=value"``.
+      seed: of every part; None leaves them.
+
+    Raises:
+      UserError: if a setting does not begin with a part, or does not fit the part.
     """
-    common = {field.name: getattr(config, field.name) for field in fields(octo.Config)}
-    quantized = octo.Config(**common)
-    arms = {"float32": replace(quantized, bits=octo.FLOAT), "int8": quantized}
-    prepared = {name: octo.prepare(arm) for name, arm in arms.items()}
-    learned = {}
-    for name, arm in prepared.items():
-        learn = partial(octo.learn, arm, follow=follow)
-        learned[name] = octo.results(once(name, arm.config, out, learn).record["metrics"])
-    seconds = interleaved({name: _one_step(arm) for name, arm in prepared.items()}, config.rounds)
-    return Results(learned["float32"], learned["int8"], seconds["float32"], seconds["int8"])
+    of_parts: dict[str, list[str]] = {name: [] for name in configs}
+    for setting in changes:
+        name, _, rest = setting.partition(".")
+        if name not in configs or not rest:
+            ways = " or ".join(f"{name}.{setting}" for name in configs)
+            raise UserError(f"--set {setting!r} does not say which part of the demo: write {ways}")
+        of_parts[name].append(rest)
+    changed = {name: settings.change(configs[name], found) for name, found in of_parts.items()}
+    if seed is None:
+        return changed
+    return {name: replace(config, seed=seed) for name, config in changed.items()}
 
 
-def _one_step(arm: octo.Prepared) -> Callable[[], Any]:
-    return lambda: arm.step(arm.state, *arm.batch)
+def unfinished(configs: Configs, out: Path) -> Path:
+    """The folder in `out` for what is not finished, another one for other configurations."""
+    return out / f"unfinished-{'-'.join(digest(config) for config in configs.values())}"
+
+
+def run(
+    configs: Configs, out: Path, follow: Follow = unfollowed, **details: Any
+) -> dict[str, Record]:
+    """Runs the parts in order; ``{part: record}``.
+
+    An interrupted run, called again with the same `configs` and `out`, keeps the parts that are
+    done and continues the other.
+
+    Args:
+      configs: one per part.
+      out: folder for unfinished work, see `unfinished`.
+      follow: shows the progress.
+      **details: further JSON-able entries of every record.
+    """
+    records = {}
+    for name, config in configs.items():
+        # All parts work in one folder, where SGQ finds the float32 arm that Octo has trained.
+        part = lambda _, name=name, config=config: PARTS[name].run(config, out, follow)
+        records[name] = once(name, config, out, part, **details).record
+    return records

@@ -92,10 +92,18 @@ def saved_bytes(loss: Callable[..., jax.Array], params: Any, *args: Any) -> int:
     return sum(array.size * array.dtype.itemsize for array in saved)
 
 
-def compiled(fn: Callable[..., Any], *args: Any) -> tuple[jax.stages.Compiled, float]:
-    """A function compiled for these arguments, and the seconds that tracing and compiling took."""
+def compiled(
+    fn: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()
+) -> tuple[jax.stages.Compiled, float]:
+    """A function compiled for these arguments, and the seconds that tracing and compiling took.
+
+    Args:
+      fn: what to compile.
+      *args: arrays, or their shapes.
+      donate: positions of arguments whose memory a call may take over.
+    """
     start = time.perf_counter()
-    program = jax.jit(fn).lower(*args).compile()
+    program = jax.jit(fn, donate_argnums=donate).lower(*args).compile()
     return program, time.perf_counter() - start
 
 

@@ -1,228 +1,80 @@
-"""The demo's report: one HTML file that needs no other file and no network."""
+"""The demo's report: one HTML file that needs no other file and no network.
 
-from collections.abc import Iterable, Mapping
+A header, a section for every method, and where the figures were taken. What a section shows is in
+`experiments.sections`.
+"""
+
+from collections.abc import Callable, Mapping
 from html import escape
-from math import sqrt
 from pathlib import Path
-from statistics import median
 from string import Template
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
-
-from experiments import data, plots
 from experiments.results import Record
+from experiments.sections import html, octo, sgq
 
-__all__ = ["page"]
+__all__ = ["SECTIONS", "Section", "page"]
 
 _TEMPLATE = Path(__file__).with_suffix(".html")
-_ARMS = ("float32", "int8")
 
 
-def page(record: Record) -> str:
-    """The report of a record of the demo, as HTML.
+class Section(NamedTuple):
+    """How a method is called in the report, and its part of the page."""
+
+    name: str
+    about: str
+    title: str
+    body: Callable[[Record], str]  # the HTML of its record
+
+
+SECTIONS: dict[str, Section] = {
+    "octo": Section(
+        "Octo", "computation, chapter 3", "One train step, in float32 and in int8", octo.section
+    ),
+    "sgq": Section(
+        "SGQ",
+        "communication, chapter 4",
+        "A network cut in two, few bits between",
+        sgq.section,
+    ),
+}
+
+
+def page(records: Mapping[str, Record]) -> str:
+    """The report of the demo, as HTML; the same records give the same page.
 
     Args:
-      record: as in ``results.json``: config, metrics, summary, environment, command.
+      records: as in ``results.json``, ``{part: record}``, parts among `SECTIONS`, at least one.
     """
-    config, metrics, summary = record["config"], record["metrics"], record["summary"]
-    arms = {name: metrics[name] for name in _ARMS}
-    seconds = {name: metrics[f"{name}_seconds"] for name in _ARMS}
-    step_ms = {name: 1e3 * median(taken) for name, taken in seconds.items()}
+    first = next(iter(records.values()))
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        lead=_lead(arms, summary),
-        cards=_cards(arms, step_ms, summary),
-        loss=plots.curves({name: _loss(arm["history"]) for name, arm in arms.items()}),
-        accuracy=plots.curves(
-            {name: {"": _column(arm["history"], "test_accuracy")} for name, arm in arms.items()},
-            percent=True,
+        lead=_LEAD,
+        nav="".join(
+            f"<a href='#{part}'>{found.name}: {found.title}</a>"
+            for part, found in SECTIONS.items()
+            if part in records
         ),
-        pictures=_pictures(config["dataset"]),
-        data=_data(config["dataset"], arms["float32"]),
-        times=plots.strip(seconds),
-        bars=_bars(arms),
-        table=_table(arms, step_ms, summary),
-        bits=config["bits"],
-        claims=_claims(arms["float32"]),
-        environment=_list(record["environment"]),
-        config=_list(config),
-        command=escape(record["command"]),
+        sections="\n".join(_section(part, records[part]) for part in records),
+        environment=html.definitions(first["environment"]),
+        configs="".join(
+            f"<h3>Configuration of {part}</h3><dl>{html.definitions(record['config'])}</dl>"
+            for part, record in records.items()
+        ),
+        command=escape(first["command"]),
     )
 
 
-def _column(history: Iterable[Mapping[str, float]], key: str) -> list[float]:
-    return [epoch[key] for epoch in history]
-
-
-def _loss(history: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
-    history = list(history)
-    return {"training": _column(history, "train_loss"), "test": _column(history, "test_loss")}
-
-
-def _percent(share: float) -> str:
-    """To the resolution of a test set of some thousand images."""
-    return f"{100 * share:.2f} %"
-
-
-def _points(summary: Mapping[str, float]) -> str:
-    return f"{summary['accuracy_points']:+.2f} points".replace("-", "−")
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
-
-
-def _times(ratio: float, better: str, worse: str) -> str:
-    """A ratio in words, whichever way it points."""
-    return f"{ratio:.1f}× {better}" if ratio >= 1 else f"{1 / ratio:.1f}× {worse}"
-
-
-def _lead(arms: Mapping[str, Any], summary: Mapping[str, float]) -> str:
-    single, whole = (f"{100 * arms[name]['test_accuracy']:.1f} %" for name in _ARMS)
+def _section(part: str, record: Record) -> str:
+    found = SECTIONS[part]
     return (
-        f"A network of {arms['int8']['parameters']:,} parameters learns to tell ten kinds of "
-        f"pictures apart, twice: from the same initial values, on the same batches, with the same "
-        f"unmodified flax train step. <span class='float32'>float32</span> ends with {single} of "
-        f"the test images right, <span class='int8'>int8</span> with {whole}; a step in int8 is "
-        f"{_times(summary['speedup'], 'faster', 'slower')}."
+        f"<section id='{part}'>\n<p class='eyebrow'>{found.name} · {found.about}</p>\n"
+        f"<h1>{found.title}</h1>\n{found.body(record)}\n</section>"
     )
 
 
-def _cards(
-    arms: Mapping[str, Any], step_ms: Mapping[str, float], summary: Mapping[str, float]
-) -> str:
-    pair = lambda texts: " → ".join(
-        f"<span class='{name}'>{text}</span>" for name, text in zip(_ARMS, texts, strict=True)
-    )
-    cards = (
-        (
-            "Test accuracy",
-            _points(summary),
-            pair(_percent(arms[name]["test_accuracy"]) for name in _ARMS),
-        ),
-        (
-            "Time of a step",
-            _times(summary["speedup"], "faster", "slower"),
-            pair(f"{step_ms[name]:.0f} ms" for name in _ARMS),
-        ),
-        (
-            "Kept for backward",
-            _times(summary["saved_bytes_ratio"], "less", "more"),
-            pair(_megabytes(arms[name]["saved_bytes"]) for name in _ARMS),
-        ),
-        (
-            "Multiply-adds in int8",
-            f"{100 * summary['int8_share']:.0f} %",
-            "forward and backward, added up in int32",
-        ),
-    )
-    return "".join(
-        f"<div class='card'><h3>{title}</h3><div class='big'>{big}</div>"
-        f"<p class='small'>{small}</p></div>"
-        for title, big, small in cards
-    )
-
-
-def _pictures(dataset: str) -> str:
-    """The first test image of each class."""
-    images, labels = data.load(dataset).test
-    firsts = [int(np.flatnonzero(labels == label)[0]) for label in range(10)]
-    return "".join(
-        f"<figure><img alt='{name}' src='{plots.png(images[first, :, :, 0])}'>"
-        f"<figcaption>{name}</figcaption></figure>"
-        for name, first in zip(data.CLASSES[dataset], firsts, strict=True)
-    )
-
-
-def _data(dataset: str, arm: Mapping[str, Any]) -> str:
-    return (
-        f"<code>{escape(dataset)}</code>: {arm['train_images']:,} images to learn from, "
-        f"{arm['test_images']:,} others to be tested on."
-    )
-
-
-def _bars(arms: Mapping[str, Any]) -> str:
-    """Memory of both arms as bars, drawn to one scale per pair."""
-    parts = []
-    for title, key in (
-        ("Saved for the backward pass", "saved_bytes"),
-        ("Scratch memory of the compiled step", "temp_bytes"),
-    ):
-        most = max(arms[name][key] for name in _ARMS)
-        parts.append(f"<h3>{title}</h3>")
-        parts += [
-            f"<div class='bar'><span class='{name}'>{name}</span>"
-            f"<span><i style='width:{100 * arms[name][key] / most:.1f}%;"
-            f"background:var(--{name})'></i></span>"
-            f"<span>{_megabytes(arms[name][key])}</span></div>"
-            for name in _ARMS
-        ]
-    return "".join(parts)
-
-
-def _table(
-    arms: Mapping[str, Any], step_ms: Mapping[str, float], summary: Mapping[str, float]
-) -> str:
-    def row(label: str, show: Any, key: str, compared: str = "") -> tuple[str, ...]:
-        return (label, *(show(arms[name][key]) for name in _ARMS), compared)
-
-    seconds = "{:.1f} s".format
-    rows = (
-        row("Test accuracy", _percent, "test_accuracy", _points(summary)),
-        row("… with the forward pass as in training", _percent, "test_accuracy_as_trained"),
-        (
-            "Step, median of the turns",
-            *(f"{step_ms[name]:.1f} ms" for name in _ARMS),
-            f"{summary['speedup']:.2f}×",
-        ),
-        row("… while training, one arm after the other", "{:.1f} ms".format, "step_ms"),
-        row(
-            "Saved for the backward pass",
-            _megabytes,
-            "saved_bytes",
-            f"{summary['saved_bytes_ratio']:.2f}×",
-        ),
-        row("Scratch memory", _megabytes, "temp_bytes", f"{summary['temp_bytes_ratio']:.2f}×"),
-        row("Multiply-accumulates of a step", _macs, "macs"),
-        row("Tracing and compiling", seconds, "compile_seconds"),
-    )
-    head = "<tr><th></th><th>float32</th><th>int8</th><th>float32 : int8</th></tr>"
-    return head + "".join(
-        "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" for cells in rows
-    )
-
-
-def _macs(macs: Mapping[str, int]) -> str:
-    return ", ".join(f"{count / 1e9:.2f} G in {dtype}" for dtype, count in sorted(macs.items()))
-
-
-def _claims(arm: Mapping[str, Any]) -> str:
-    accuracy, tested = arm["test_accuracy"], arm["test_images"]
-    error = 100 * sqrt(accuracy * (1 - accuracy) / tested)
-    claims = (
-        "Claimed: these figures, for this network on this machine. Forward product, input "
-        "gradient and weight gradient multiply int8 numbers and add them up in int32.",
-        f"One run with one seed. An accuracy over {tested:,} images has a standard error of about "
-        f"{error:.1f} points, so differences of that order mean nothing.",
-        "float32 is the unmodified model under the compiler's default settings. Part of the ratio "
-        "is not int8: lifting a step also gives max-pooling an exact, cheaper gradient, and other "
-        "compiler settings make float32 faster. <code>python -m benchmarks int8</code> compares "
-        "with the best of all that.",
-        "Saved bytes are what differentiation asks to keep, scratch memory is what the compiler "
-        "makes of it. Weights, their updates, the loss and all between the layers stay float32.",
-        "Not claimed: anything about other networks, energy, or microcontrollers. Accuracies on a "
-        "sample of a data set are not comparable with those on the whole of it.",
-    )
-    return "".join(f"<li>{claim}</li>" for claim in claims)
-
-
-def _list(entries: Mapping[str, Any]) -> str:
-    shown = ((key, value) for key, value in entries.items() if value is not None)
-    return "".join(
-        f"<dt>{escape(key.replace('_', ' '))}</dt><dd>{escape(_word(value))}</dd>"
-        for key, value in shown
-    )
-
-
-def _word(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+_LEAD = (
+    "Q. Zhou, <i>Towards efficient tiny machine learning systems for ubiquitous edge "
+    "intelligence</i>, The Hong Kong Polytechnic University, 2023. Only its abstract, those of the "
+    "papers and partial code were at hand, so no table is reproduced: each section says what is "
+    "claimed, and what was measured here, on this machine."
+)

@@ -1,5 +1,6 @@
 """What the command line prints at the end of a run: compact rich tables."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -7,12 +8,13 @@ from typing import Any
 from experiments.extras import imported
 from experiments.results import Outcome, Record
 
-__all__ = ["demo", "octo", "sgq"]
+__all__ = ["TABLES", "demo", "finished"]
+
+Table = Callable[[Record], Any]  # of a record
 
 
-def octo(outcome: Outcome) -> Any:
-    """One arm: a table of its figures, and where they are."""
-    record = outcome.record
+def _octo(record: Record) -> Any:
+    """One arm."""
     metrics = record["metrics"]
     macs = metrics["macs"]
     rows = {
@@ -27,24 +29,21 @@ def octo(outcome: Outcome) -> Any:
     table = _table(record["name"], "")
     for label, value in rows.items():
         table.add_row(label, value)
-    return imported("rich.console").Group(table, _note(outcome))
+    return table
 
 
-def demo(record: Record, report: Path) -> Any:
-    """Both arms side by side, and where the report is."""
-    single, whole, summary = (
-        record["metrics"]["float32"],
-        record["metrics"]["int8"],
-        record["summary"],
-    )
-    table = _table("", "float32", f"int{record['config']['bits']}", "")
+def _compare(record: Record) -> Any:
+    """The float32 and the int8 arm side by side."""
+    metrics = record["metrics"]
+    single, whole, summary = metrics["float32"], metrics["int8"], metrics["summary"]
+    table = _table("Octo", "float32", f"int{record['config']['bits']}", "")
     table.add_row(
         "test accuracy",
         f"{single['test_accuracy']:.2%}",
         f"{whole['test_accuracy']:.2%}",
         f"{summary['accuracy_points']:+.2f} points",
     )
-    seconds = (median(record["metrics"][f"{arm}_seconds"]) for arm in ("float32", "int8"))
+    seconds = (median(metrics[f"{arm}_seconds"]) for arm in ("float32", "int8"))
     table.add_row(
         "step", *(f"{1e3 * taken:.1f} ms" for taken in seconds), f"{summary['speedup']:.2f}x"
     )
@@ -52,13 +51,13 @@ def demo(record: Record, report: Path) -> Any:
         cells = (_megabytes(arm[key]) for arm in (single, whole))
         table.add_row(label, *cells, f"{summary[key + '_ratio']:.2f}x")
     table.add_row("multiply-accumulates in int8", "0%", f"{summary['int8_share']:.0%}", "")
-    return imported("rich.console").Group(table, f"report: [bold]{report}[/bold]")
+    return table
 
 
-def sgq(outcome: Outcome) -> Any:
-    """Both arms, what crosses the cut per step in every way, and where the figures are."""
-    metrics = outcome.record["metrics"]
-    arms = _table("", "float32", "sgq")
+def _sgq(record: Record) -> Any:
+    """Both arms, and what crosses the cut per step in every way."""
+    metrics = record["metrics"]
+    arms = _table("SGQ", "float32", "sgq")
     for label, key in (
         ("test accuracy", "test_accuracy"),
         ("  with features as in training", "test_accuracy_as_trained"),
@@ -66,9 +65,7 @@ def sgq(outcome: Outcome) -> Any:
         arms.add_row(label, *(f"{metrics[arm][key]:.2%}" for arm in ("float32", "sgq")))
     ways = _table("per step", "up", "down", "less", "features", "gradient error")
     single = 4 * metrics["features"]
-    ways.add_row(
-        "float32", f"{single / 1e3:.1f} kB", f"{single / 1e3:.1f} kB", "1.0x", "exact", "0%"
-    )
+    ways.add_row("float32", *(2 * [f"{single / 1e3:.1f} kB"]), "1.0x", "exact", "0%")
     for name, way in metrics["crossings"].items():
         up, down = way["up"], way["down"]
         ways.add_row(
@@ -79,19 +76,30 @@ def sgq(outcome: Outcome) -> Any:
             f"{way['features_db']:.1f} dB",
             f"{way['gradient_error']:.1%}",
         )
-    return imported("rich.console").Group(arms, ways, _note(outcome))
+    return imported("rich.console").Group(arms, ways)
 
 
-def _note(outcome: Outcome) -> str:
-    """Where the results are, and whether they were there before."""
+TABLES: dict[str, Table] = {"octo": _octo, "sgq": _sgq}  # of the experiments
+_PARTS: dict[str, Table] = {**TABLES, "octo": _compare}  # of the demo
+
+
+def finished(table: Table, outcome: Outcome) -> Any:
+    """The table of a finished experiment, and where its figures are."""
+    record = outcome.record
     note = f"results: [bold]{outcome.path}[/bold]"
     if outcome.reused:
-        commit = outcome.record["environment"]["commit"]
+        commit = record["environment"]["commit"]
         note += (
-            f"\nnot run again: it finished on {outcome.record['finished'][:10]} (commit {commit}); "
+            f"\nnot run again: it finished on {record['finished'][:10]} (commit {commit}); "
             "remove the file to run it anew"
         )
-    return note
+    return imported("rich.console").Group(table(record), note)
+
+
+def demo(records: Mapping[str, Record], report: Path) -> Any:
+    """A table per part, and where the report is."""
+    tables = (_PARTS[part](record) for part, record in records.items())
+    return imported("rich.console").Group(*tables, f"report: [bold]{report}[/bold]")
 
 
 def _table(*headings: str) -> Any:

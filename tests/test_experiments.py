@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import data, demo, extras, measure, models, octo, report, results, train
+from experiments import compare, data, demo, extras, measure, models, octo, report, results, train
 from experiments.__main__ import main
 from experiments.errors import UserError
 
+SMALLER = ("octo.model=mlp", "sgq.limit=20")  # than a smoke run
 TINY = ("epochs=1", "batch=10", "limit=20", "model=mlp")  # compiles fast, learns nothing
 
 
@@ -39,6 +40,19 @@ def test_models_have_the_stated_size(model, shape, parameters):
     logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
     assert (logits.shape, logits.dtype) == ((2, 10), jnp.float32)
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == parameters
+
+
+def test_the_backbone_quarters_an_image_and_sees_what_it_says():
+    model = models.Backbone()
+    image = jnp.zeros((1, 64, 64, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), image)
+    plain = jax.jit(model.apply)(variables, image)
+    assert plain.shape == (1, 16, 16, 64)
+    touched = jax.jit(model.apply)(variables, image.at[:, 32, 32].set(1)) != plain
+    rows, columns = np.nonzero(np.asarray(touched.any((0, 3))))
+    reached = [i for i in range(16) if 4 * i - 10 <= 32 <= 4 * i + 16]
+    assert {rows.min(), columns.min()} == {reached[0]}
+    assert {rows.max(), columns.max()} == {reached[-1]}
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 6, 3), (1, 7, 5, 2)])
@@ -78,6 +92,13 @@ def test_temp_bytes_and_compile_seconds():
     program, seconds = measure.compiled(lambda x: jnp.sin(x @ x) @ x, x)
     assert seconds > 0
     assert measure.temp_bytes(program) >= x.nbytes
+
+
+def test_a_program_may_take_over_what_is_given_away():
+    x = jnp.ones((64, 64))
+    program, _ = measure.compiled(lambda x: x + 1, x, donate=(0,))
+    np.testing.assert_array_equal(program(x), 2)
+    assert x.is_deleted()
 
 
 def test_interleaved_takes_turns_after_a_warm_up():
@@ -215,7 +236,7 @@ def test_impossible_configurations_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         octo.Config(**changes)
     with pytest.raises(UserError, match="leaves nothing to compare"):
-        demo.Config(bits=32)
+        compare.Config(bits=32)
 
 
 def test_runs_that_differ_never_share_a_file(tmp_path):
@@ -265,23 +286,53 @@ class Links(HTMLParser):
 
 
 def test_demo_writes_a_self_contained_report(tmp_path, capsys):
-    assert main(command("demo", "--smoke", "--set", "model=mlp", "--out", tmp_path)) == 0
+    assert main(command("demo", "--smoke", "--set", *SMALLER, "--out", tmp_path)) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "results.json"]
-    record = results.read(tmp_path / "results.json")
-    assert record["summary"]["int8_share"] == 1
-    assert record["summary"]["speedup"] > 0
-    assert record["metrics"]["float32"]["macs"].keys() == {"float32"}
-    assert len(record["metrics"]["int8_seconds"]) == record["config"]["rounds"]
+    records = results.read(tmp_path / "results.json")
+    assert list(records) == list(demo.PARTS) == list(report.SECTIONS)
+    octo = records["octo"]["metrics"]
+    assert octo["summary"]["int8_share"] == 1
+    assert octo["summary"]["speedup"] > 0
+    assert octo["float32"]["macs"].keys() == {"float32"}
+    assert len(octo["int8_seconds"]) == records["octo"]["config"]["rounds"]
     page = (tmp_path / "report.html").read_text()
     links = Links()
     links.feed(page)
     assert links.fetched == []
     assert "url(http" not in page
     assert "@import" not in page
-    assert page.count("<svg") == 3
-    assert record["command"] in page
+    assert page.count("<svg") == 3 + 1  # of Octo, of SGQ
+    for record in records.values():
+        assert record["command"] in page
     assert "report.html" in capsys.readouterr().out.replace("\n", "")
-    assert report.page(record) == page  # of the same record, the same report
+    assert report.page(records) == page  # of the same records, the same report
+
+
+def test_an_interrupted_demo_keeps_the_parts_that_are_done(tmp_path, monkeypatch):
+    done = []
+
+    class Part:
+        def __init__(self, name, stops):
+            self.name, self.stops = name, stops
+
+        def run(self, config, out, follow):
+            del config, out, follow
+            done.append(self.name)
+            if self.stops:
+                self.stops = False
+                raise KeyboardInterrupt
+            return octo.Results((), 0, 0, 0, 0, 0, 0, {}, 0, 0, 0)
+
+    configs = {"a": octo.Config(seed=1), "b": octo.Config(seed=2)}
+    monkeypatch.setattr(demo, "PARTS", {"a": Part("a", False), "b": Part("b", True)})
+    with pytest.raises(KeyboardInterrupt):
+        demo.run(configs, tmp_path)
+    records = demo.run(configs, tmp_path, command="again")
+    assert done == ["a", "b", "b"]
+    assert [record["config"]["seed"] for record in records.values()] == [1, 2]
+    assert "command" not in records["a"]
+    seeds = {demo.unfinished(demo.change(configs, [], seed), tmp_path) for seed in (None, 3)}
+    assert len(seeds) == 2
 
 
 @pytest.mark.parametrize(
@@ -289,6 +340,8 @@ def test_demo_writes_a_self_contained_report(tmp_path, capsys):
     [
         ("octo --config int9", "octo has no configuration 'int9': choose one of float32, int8"),
         ("demo --config int8", "demo has no configuration 'int8': choose one of sample, full"),
+        ("demo --set epochs=3", "'epochs=3' does not say which part of the demo: write octo.epoch"),
+        ("demo --set octo.epoch=3", "there is no setting 'epoch': choose one of model, dataset"),
         ("octo --set epoch=3", "there is no setting 'epoch': choose one of model, dataset, bits"),
         ("octo --set epochs=ten", "epochs='ten' is not a whole number: write one"),
         ("octo --set batch=20 learning_rate=fast", "learning_rate='fast' is not a number"),

@@ -11,7 +11,6 @@ References:
   Proceedings of the IEEE 86(11), 1998.
 """
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.data import idx
+from experiments.data.files import checked
 from experiments.errors import UserError
 
 __all__ = [
@@ -153,14 +153,8 @@ def _split(images: bytes, labels: bytes) -> Split:
 
 
 def _checked(path: Path, sha256: str) -> bytes:
-    """The bytes of one file, if they are the ones that its checksum promises."""
+    """The bytes of one file, with the cure that fits its set."""
     cure = "restore it from the repository"
     if path.parent != SAMPLE:
         cure = f"put the original there, or set TINYJAX_DATA to the folder of {path.parent.name}/"
-    if not path.is_file():
-        raise UserError(f"{path} is missing: {cure}")
-    data = path.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise UserError(f"{path} has sha256 {found[:12]}..., expected {sha256[:12]}...: {cure}")
-    return data
+    return checked(path, sha256, cure)
