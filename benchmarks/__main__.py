@@ -1,4 +1,4 @@
-"""``python -m benchmarks int8``: measures, prints a table, writes JSON."""
+"""``python -m benchmarks <int8|sgq|pass>``: measures, prints tables, writes JSON."""
 
 import argparse
 import json
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import int8
+from benchmarks import int8, sgq, skip
 from experiments import measure
 
 __all__ = ["main"]
 
-BENCHMARKS = {"int8": int8}
+BENCHMARKS = {"int8": int8, "sgq": sgq, "pass": skip}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,8 +26,9 @@ def main(argv: Sequence[str]) -> int:
     environment, rows = measure.environment(), []
     for name in args.case or benchmark.CASES:
         print(f"{name}: compiling and running {options['rounds']} rounds ...", flush=True)
-        rows.append(benchmark.run(name, **options))
-        print(_table(rows[-1]), flush=True)
+        found = benchmark.run(name, **options)
+        print("\n\n".join(map(_table, found)), flush=True)
+        rows += found
     environment["load_average_after"] = [round(load, 2) for load in os.getloadavg()]
     environment["quick"] = args.quick
     if args.json:

@@ -62,7 +62,7 @@ CASES = {
 }
 
 
-def run(name: str, *, rounds: int = 15, shrink: int = 1) -> dict[str, Any]:
+def run(name: str, *, rounds: int = 15, shrink: int = 1) -> list[dict[str, Any]]:
     """One row: the metrics of one case.
 
     Args:
@@ -93,7 +93,7 @@ def run(name: str, *, rounds: int = 15, shrink: int = 1) -> dict[str, Any]:
         measure.saved_bytes(_loss(tx, state.apply_fn), state.params, images, labels)
         for tx in (None, int8_qat())
     ]
-    return {
+    row = {
         "case": name,
         **ms,
         "f32_best_ms": best,
@@ -104,6 +104,7 @@ def run(name: str, *, rounds: int = 15, shrink: int = 1) -> dict[str, Any]:
         "int8_mac_share": macs["int8"] / sum(macs.values()),
         "rounds": rounds,
     }
+    return [row]
 
 
 def _programs(case: Case, images: jax.Array, labels: jax.Array) -> tuple[dict, dict]:

@@ -22,7 +22,8 @@ Array = jax.Array
 class Carried(NamedTuple):
     """A tensor after a wire."""
 
-    size: int  # bytes
+    size: int  # bytes of the frame
+    compressed: int  # bytes of the frame after `compress`
     decoded: np.ndarray
 
 
@@ -41,35 +42,28 @@ def uniform(bits: int) -> Codec:
     return Codec(encode, sgq_decode, encode, sgq_decode)
 
 
-def carriers(codec: Codec) -> dict[str, tuple[Carrier, Carrier]]:
-    """How features, and how gradients, are carried, by name: `codec` and uniform quantization.
-
-    ``zstd`` stands for zstandard level 1 on the whole frame, the strongest simple rival.
-    """
-    kinds = {"sgq": codec, "int8": uniform(8), "int4": uniform(4)}
-    found: dict[str, tuple[Carrier, Carrier]] = {}
-    for name, each in kinds.items():
-        seeded = lambda g, each=each: each.encode_gradient(g, jnp.uint32(0))
-        for suffix, size in (("", len), (" + zstd", lambda frame: len(compress(frame)))):
-            found[name + suffix] = (
-                _carrier(each.encode, each.decode, size),
-                _carrier(seeded, each.decode_gradient, size),
-            )
-    return found
+def carriers(codec: Codec) -> tuple[Carrier, Carrier]:
+    """How features, and how gradients, are carried by a codec, all the way through bytes."""
+    gradient = lambda g: codec.encode_gradient(g, jnp.uint32(0))
+    return (
+        _carrier(codec.encode, codec.decode),
+        _carrier(gradient, codec.decode_gradient),
+    )
 
 
-def _carrier(encode: Any, decode: Any, size: Callable[[bytes], int]) -> Carrier:
+def _carrier(encode: Callable[[Array], Any], decode: Callable[[Any], Array]) -> Carrier:
     encode, decode = jax.jit(encode), jax.jit(decode)
 
     def carry(x: Array) -> Carried:
         frame = wire.pack(encode(x))
-        return Carried(size(frame), np.asarray(decode(wire.unpack(frame))).reshape(x.shape))
+        decoded = np.asarray(decode(wire.unpack(frame))).reshape(x.shape)
+        return Carried(len(frame), len(compress(frame)), decoded)
 
     return carry
 
 
 def compress(data: bytes) -> bytes:
-    """By zstandard at level 1: higher levels are slower and no smaller here."""
+    """By zstandard at level 1: higher levels are slower, and no smaller on packed codes."""
     return imported("zstandard").ZstdCompressor(level=1).compress(data)
 
 

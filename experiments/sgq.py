@@ -17,7 +17,7 @@ References:
   Learning*, NeurIPS 2022 (abstract only).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments import data, octo, train
-from experiments.carriers import carriers, relative_error, snr_db
+from experiments.carriers import carriers, relative_error, snr_db, uniform
 from experiments.errors import UserError
 from experiments.progress import Follow, unfollowed
 from experiments.results import once
@@ -43,8 +43,6 @@ from tinyjax import (
     rewrite,
     send,
     sgq,
-    sgq_decode,
-    sgq_encode,
 )
 
 __all__ = [
@@ -167,42 +165,67 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
       out: folder for unfinished work; None keeps none.
       follow: shows the progress.
     """
-    prepared = octo.prepare(_float32(config))
-    single = _learned_float32(prepared, out, follow)
+    arm = octo.prepare(_float32(config))
     tx = at(CUTS[config.model], send(_codec(config)))
-    start = attach(tx, train.train_step, prepared.state, *prepared.batch)
-    split = jax.jit(tx(train.train_step)).lower(start, *prepared.batch).compile()
-    with follow("sgq", config.epochs * _steps(prepared)) as watch:
-        state, history = train.fit(
-            split,
-            start,
-            prepared.dataset.train,
-            lambda state: train.evaluate(detach(state), prepared.dataset.test),
+    split = _split(tx, arm)  # first, since the settings may not fit the features
+    single = _learned_float32(arm, out, follow)
+    state, history = _learned_across(split, arm, out, follow)
+    trained = detach(state)
+    forward = trained.replace(apply_fn=_across(tx, trained.apply_fn))
+    _, as_trained = train.evaluate(forward, arm.dataset.test)
+    step_ms = median(epoch.step_ms for epoch in history)
+    tensors = jax.jit(partial(at_cut, config, arm.state.apply_fn))
+    measured = _measure(config, arm, tensors)
+    features, _ = tensors(trained.params, *arm.batch)
+    return Results(
+        float32=Arm(*(getattr(single, name) for name in Arm._fields)),
+        sgq=Arm(history, history[-1].test_accuracy, as_trained, step_ms),
+        crossings=measured(trained.params),
+        crossings_at_start=measured(arm.state.params),
+        features_db=_by_grouping(config, features),
+        features=features.size,
+        parameters=single.parameters,
+        train_images=single.train_images,
+        test_images=single.test_images,
+    )
+
+
+class _Split(NamedTuple):
+    """The SGQ arm before its first step."""
+
+    state: Any
+    step: jax.stages.Compiled
+
+
+def _split(tx: Transform, arm: octo.Prepared) -> _Split:
+    """The stock step of the float32 arm, lifted, and its state.
+
+    Raises:
+      UserError: if the codec refuses the features.
+    """
+    state = attach(tx, train.train_step, arm.state, *arm.batch)
+    try:
+        return _Split(state, jax.jit(tx(train.train_step)).lower(state, *arm.batch).compile())
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _learned_across(
+    split: _Split, arm: octo.Prepared, out: Path | None, follow: Follow
+) -> train.Fitted:
+    config, (learned, test) = arm.config, arm.dataset
+    with follow("sgq", config.epochs * (len(learned.labels) // config.batch)) as watch:
+        return train.fit(
+            split.step,
+            split.state,
+            learned,
+            lambda state: train.evaluate(detach(state), test),
             epochs=config.epochs,
             batch=config.batch,
             seed=config.seed,
             folder=out and out / "sgq",
             watch=watch,
         )
-    trained = detach(state)
-    forward = trained.replace(apply_fn=_across(tx, trained.apply_fn))
-    measured = partial(_crossings, config, prepared)
-    return Results(
-        float32=Arm(*(getattr(single, name) for name in Arm._fields)),
-        sgq=Arm(
-            history,
-            history[-1].test_accuracy,
-            train.evaluate(forward, prepared.dataset.test)[1],
-            median(epoch.step_ms for epoch in history),
-        ),
-        crossings=measured(trained.params),
-        crossings_at_start=measured(prepared.state.params),
-        features_db=_by_grouping(config, prepared, trained.params),
-        features=at_cut(config, prepared.state.apply_fn, trained.params, *prepared.batch)[0].size,
-        parameters=single.parameters,
-        train_images=single.train_images,
-        test_images=single.test_images,
-    )
 
 
 def _learned_float32(arm: octo.Prepared, out: Path | None, follow: Follow) -> octo.Results:
@@ -210,11 +233,6 @@ def _learned_float32(arm: octo.Prepared, out: Path | None, follow: Follow) -> oc
         return octo.learn(arm, None, follow)
     learn = partial(octo.learn, arm, follow=follow)
     return octo.results(once("float32", arm.config, out, learn).record["metrics"])
-
-
-def _steps(arm: octo.Prepared) -> int:
-    """Of an epoch."""
-    return len(arm.dataset.train.labels) // arm.config.batch
 
 
 def _across(tx: Transform, apply: Callable[..., Any]) -> Callable[[Any, Any], jax.Array]:
@@ -233,18 +251,18 @@ def at_cut(
     """
     cut = CUTS[config.model]
 
-    def call(op: Any, site: Any, vars: Any, key: Any, x: Any, w: Any, epilogue: Any, **more: Any):
-        del site, key
-        return op(x + vars, w, epilogue, **more), vars
-
-    def seen(op: Any, site: Any, vars: Any, key: Any, x: Any, w: Any, epilogue: Any, **more: Any):
+    def seen(op: Any, site: Any, vars: Any, key: Any, x: Any, w: Any, *more: Any, **kwargs: Any):
         del site, vars, key
-        return op(x, w, epilogue, **more), x
+        return op(x, w, *more, **kwargs), x
+
+    def moved(op: Any, site: Any, vars: Any, key: Any, x: Any, w: Any, *more: Any, **kwargs: Any):
+        del site, key
+        return op(x + vars, w, *more, **kwargs), vars
 
     variables, key = {"params": params}, jax.random.key(0)
     tap = at(cut, Transform(lambda site: (), seen))
     (features,) = rewrite(tap, apply).apply({}, variables, images)[1].values()
-    shift = at(cut, Transform(lambda site: jnp.zeros(site.x.shape), call))
+    shift = at(cut, Transform(lambda site: jnp.zeros(site.x.shape), moved))
     server = rewrite(chain(at(cut, send(_codec(config))), shift), apply)
 
     def loss(vars: Any) -> jax.Array:
@@ -255,32 +273,45 @@ def at_cut(
     return features, gradient
 
 
-def _crossings(config: Config, arm: octo.Prepared, params: Any) -> dict[str, Crossing]:
-    """What the first batches of the last epoch send, in every way."""
-    epoch = config.epochs - 1
-    batches = data.epoch_batches(arm.dataset.train, config.batch, seed=config.seed, epoch=epoch)
-    tensors = jax.jit(partial(at_cut, config, arm.state.apply_fn, params))
-    found: dict[str, list[Crossing]] = {}
-    ways = carriers(_codec(config))
-    for batch in islice(batches, _MEASURED):
-        features, gradient = tensors(*batch)
-        for name, (up, down) in ways.items():
-            sent, answer = up(features), down(gradient)
-            noise = snr_db(sent.decoded, features)
-            error = relative_error(answer.decoded, gradient)
-            found.setdefault(name, []).append(Crossing(sent.size, answer.size, noise, error))
-    return {
-        name: Crossing(*map(mean, zip(*crossings, strict=True)))
-        for name, crossings in found.items()
-    }
+def _measure(
+    config: Config, arm: octo.Prepared, tensors: Callable[..., tuple[jax.Array, jax.Array]]
+) -> Callable[[Any], dict[str, Crossing]]:
+    """From parameters to what the first batches of the last epoch send, in every way."""
+    codecs = {"sgq": _codec(config), "int8": uniform(8), "int4": uniform(4)}
+    ways = {name: carriers(codec) for name, codec in codecs.items()}
+
+    def measured(params: Any) -> dict[str, Crossing]:
+        split, last = arm.dataset.train, config.epochs - 1
+        batches = data.epoch_batches(split, config.batch, seed=config.seed, epoch=last)
+        found: dict[str, list[Crossing]] = {}
+        for batch in islice(batches, _MEASURED):
+            features, gradient = tensors(params, *batch)
+            for name, (carry_up, carry_down) in ways.items():
+                up, down = carry_up(features), carry_down(gradient)
+                quality = (
+                    snr_db(up.decoded, features),
+                    relative_error(down.decoded, gradient),
+                )
+                plain = Crossing(up.size, down.size, *quality)
+                short = Crossing(up.compressed, down.compressed, *quality)
+                found.setdefault(name, []).append(plain)
+                found.setdefault(f"{name} + zstd", []).append(short)
+        return {
+            name: Crossing(*map(mean, zip(*crossings, strict=True)))
+            for name, crossings in found.items()
+        }
+
+    return measured
 
 
-def _by_grouping(config: Config, arm: octo.Prepared, params: Any) -> dict[str, float]:
-    """Signal to noise of one batch's features, by how their channels are grouped."""
-    features, _ = at_cut(config, arm.state.apply_fn, params, *arm.batch)
-    settings: Mapping[str, Any] = {"group_size": config.group_size, "bits": config.bits}
+def _by_grouping(config: Config, features: jax.Array) -> dict[str, float]:
+    """Signal to noise of SGQ's features, by how their channels are grouped."""
     in_order = numerics.fixed(jnp.arange(features.shape[-1]) // config.group_size)
-    return {
-        name: snr_db(sgq_decode(sgq_encode(features, grouping=how, **settings)), features)
+    codecs = {
+        name: sgq(group_size=config.group_size, bits=config.bits, grouping=how)
         for name, how in {**_GROUPINGS, "in order": in_order}.items()
+    }
+    return {
+        name: snr_db(codec.decode(jax.jit(codec.encode)(features)), features)
+        for name, codec in codecs.items()
     }

@@ -35,3 +35,29 @@ def test_an_unknown_case_is_named(capsys):
     with pytest.raises(SystemExit):
         main(["int8", "--case", "resnet"])
     assert "no case ['resnet']: choose from mlp, vgg6" in capsys.readouterr().err
+
+
+def test_sgq_has_a_row_for_every_case(tmp_path):
+    file = tmp_path / "sgq.json"
+    assert main(["sgq", "--quick", "--json", str(file)]) == 0
+    rows = {row["case"]: row for row in json.loads(file.read_text())["rows"]}
+    assert set(rows) == {"sgq_packed", "int8", "int4", "int4_zstd", "sgq_zstd", "memcpy"}
+    for row in rows.values():
+        assert row.keys() >= {"ratio_f32", "encode_gbps", "decode_gbps"}
+    assert 7.9 < rows["sgq_packed"]["ratio_f32"] < 8
+    assert 3.9 < rows["int8"]["ratio_f32"] < 4
+    assert rows["int4"]["snr_db"] < rows["sgq_packed"]["snr_db"] < rows["int8"]["snr_db"]
+    assert rows["int4_zstd"]["ratio_f32"] > rows["int4"]["ratio_f32"]
+
+
+@pytest.mark.parametrize("case", ["block", pytest.param("backbone", marks=pytest.mark.slow)])
+def test_pass_has_a_row_for_every_share(tmp_path, case):
+    file = tmp_path / "pass.json"
+    assert main(["pass", "--quick", "--case", case, "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["active"] for row in rows] == [0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0]
+    for row in rows:
+        assert row["case"] == case
+        assert row.keys() >= {"dense_ms", "skip_ms", "speedup"}
+        assert row["max_abs_err"] <= 1e-6 * row["max_abs"]
+        assert abs(row["recomputed"] - row["active"]) <= 1 / 4 / 2  # of four patches

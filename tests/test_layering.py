@@ -27,8 +27,9 @@ MAY_IMPORT = {
     "combine": {"base", "compat", "numerics", "rewrite"},
     "step": {"base", "compat", "numerics", "rewrite"},
     "audit": {"compat"},
-    "transforms": {"numerics", "base", "blocks", "combine", "gates"},
-    "wire": {"transforms"},
+    "codes": {"base"},
+    "transforms": {"numerics", "base", "blocks", "codes", "combine", "gates"},
+    "wire": {"codes"},
 }
 # The one reference that points up: (layer, where in it, layer referred to).
 PERMITTED_UPWARD = {("base", "Transform.__call__", "step")}

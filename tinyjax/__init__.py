@@ -14,14 +14,12 @@ from tinyjax.base import (
     TrainStep,
     Transform,
 )
+from tinyjax.codes import SGQCode, SGQGradient
 from tinyjax.combine import at, chain, identity, where
 from tinyjax.gates import exact, static, threshold
 from tinyjax.rewrite import rewrite, sites
 from tinyjax.step import attach, detach, over_step
 from tinyjax.transforms import (
-    SGQCode,
-    SGQGradient,
-    SkipState,
     int8_qat,
     link,
     pass_skip,
@@ -30,6 +28,7 @@ from tinyjax.transforms import (
     sgq_decode,
     sgq_encode,
 )
+from tinyjax.transforms.pass_skip import SkipState
 
 __all__ = [
     "BlockTransform",

@@ -179,37 +179,11 @@ class Transform(NamedTuple):
         return over_step(self, step)
 
 
-class Codec(NamedTuple):
-    """How features cross a cut in a network, and gradients cross it back: four pure functions.
-
-    Codes are pytrees of arrays whose shapes follow from what is encoded, so that all four work
-    inside ``jit`` and ``vmap``; ``tinyjax.wire`` turns them into bytes.
-
-    Attributes:
-      encode: ``encode(x) -> code``.
-      decode: ``decode(code) -> x``, approximately; shape and dtype as they were.
-      encode_gradient: ``encode_gradient(g, seed) -> code``, the seed uint32, for random rounding.
-      decode_gradient: ``decode_gradient(code) -> g``, likewise.
-
-    Example:
-      >>> import jax.numpy as jnp, tinyjax
-      >>> half = lambda x, *seed: x.astype(jnp.bfloat16)
-      >>> whole = lambda code: code.astype(jnp.float32)
-      >>> codec = tinyjax.Codec(half, whole, half, whole)
-      >>> codec.decode(codec.encode(jnp.float32(1.001))).item()
-      1.0
-    """
-
-    encode: Callable[[Array], Any]
-    decode: Callable[[Any], Array]
-    encode_gradient: Callable[[Array, Array], Any]
-    decode_gradient: Callable[[Any], Array]
-
-
 class BlockTransform(NamedTuple):
     """Computes runs of sites over a sequence of frames differently; carries state between frames.
 
-    :func:`tinyjax.rewrite` takes it like a :class:`Transform`; ``tinyjax.blocks`` makes the blocks.
+    :func:`tinyjax.rewrite` takes it as it takes a :class:`Transform`. What a block is, and how a
+    function is divided into blocks, is in ``tinyjax.blocks``.
 
     Attributes:
       patch: side of the square patches that blocks are cut into, in positions of a block's input.
@@ -244,16 +218,40 @@ class Rewritten(NamedTuple):
 
     Example:
       >>> import jax.numpy as jnp, tinyjax
-      >>> apply = lambda params, x: x @ params["w"]
-      >>> params, x = {"w": jnp.ones((3, 5))}, jnp.ones((2, 3))
-      >>> same = tinyjax.rewrite(tinyjax.identity(), apply)
-      >>> out, _ = same.apply(same.init(params, x), params, x)
-      >>> bool((out == apply(params, x)).all())
-      True
+      >>> same = tinyjax.rewrite(tinyjax.identity(), lambda params, x: x @ params["w"])
+      >>> same.init({"w": jnp.ones((3, 5))}, jnp.ones((2, 3)))
+      {'w': ()}
     """
 
     init: Callable[..., Any]
     apply: Callable[..., tuple[Any, Any]]
+
+
+class Codec(NamedTuple):
+    """How features cross a cut in a network, and gradients cross it back: four pure functions.
+
+    Codes are pytrees of arrays with shapes that follow from those of what is encoded, so that all
+    four work inside ``jit`` and ``vmap``; ``tinyjax.wire`` turns them into bytes.
+
+    Attributes:
+      encode: ``encode(x) -> code``.
+      decode: ``decode(code) -> x``, approximately; shape and dtype as they were.
+      encode_gradient: ``encode_gradient(g, seed) -> code``, with a uint32 seed for random rounding.
+      decode_gradient: ``decode_gradient(code) -> g``, likewise.
+
+    Example:
+      >>> import jax.numpy as jnp, tinyjax
+      >>> half = lambda x, *seed: x.astype(jnp.bfloat16)
+      >>> whole = lambda code: code.astype(jnp.float32)
+      >>> codec = tinyjax.Codec(half, whole, half, whole)
+      >>> codec.decode(codec.encode(jnp.float32(1.001))).item()
+      1.0
+    """
+
+    encode: Callable[[Array], Any]
+    decode: Callable[[Any], Array]
+    encode_gradient: Callable[[Array, Array], Any]
+    decode_gradient: Callable[[Any], Array]
 
 
 class TrainStep(Protocol):

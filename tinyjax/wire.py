@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinyjax.transforms.sgq import DTYPES, MAX_GROUPS, SGQCode, SGQGradient
+from tinyjax.codes import DTYPES, MAX_GROUPS, SGQCode, SGQGradient
 
 __all__ = ["pack", "unpack"]
 
@@ -38,7 +38,7 @@ _NAN, _LEAST, _MOST = 0x7FC0, 0x0080, 0x7E80  # scales: NaN, or from 2**-126 to 
 
 
 class _Head(NamedTuple):
-    """What the header says; trusted only after `_refuse` has seen it."""
+    """What the header says; trusted only after `_refusal` has seen it."""
 
     kind: int
     bits: int

@@ -38,6 +38,11 @@ def _bytes(count: float) -> str:
     return f"{count / 1e3:.1f} kB"
 
 
+def _percent(way: Mapping[str, Any]) -> str:
+    """The relative error of a gradient."""
+    return f"{100 * way['gradient_error']:.1f} %"
+
+
 def _single(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
     """The crossing of float32."""
     count = 4 * metrics["features"]
@@ -65,18 +70,18 @@ def _cards(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         ("Test accuracy", f"{_points(metrics):+.2f} points".replace("-", "−"), accuracies),
         (
             "Features, up",
-            f"{_ratio(metrics, 'sgq', 'up'):.2f}× fewer bytes",
+            f"{_ratio(metrics, 'sgq', 'up'):.2f}× less",
             f"{config['bits']}-bit codes, with all side information",
         ),
         (
             "Gradients, down",
-            f"{_ratio(metrics, 'sgq', 'down'):.2f}× fewer bytes",
+            f"{_ratio(metrics, 'sgq', 'down'):.2f}× less",
             "unbiased 8-bit codes",
         ),
         (
             "Both, after zstd",
-            f"{_ratio(metrics, 'sgq + zstd', 'up', 'down'):.1f}× fewer bytes",
-            f"features at {way['features_db']:.1f} dB, gradients {way['gradient_error']:.0%} off",
+            f"{_ratio(metrics, 'sgq + zstd', 'up', 'down'):.1f}× less",
+            f"features at {way['features_db']:.1f} dB, gradients {_percent(way)} off",
         ),
     )
     return "".join(
@@ -127,7 +132,7 @@ def _table(metrics: Mapping[str, Any]) -> str:
             f"{_ratio(metrics, name, 'up', 'down'):.1f}×",
             f"{_at_start(metrics, name):.1f}×",
             f"{way['features_db']:.1f} dB",
-            f"{way['gradient_error']:.1%}",
+            _percent(way),
         )
         for name, way in metrics["crossings"].items()
     ]
@@ -163,10 +168,12 @@ def _claims(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         f"one seed; {tested:,} test images have a standard error of {error:.1f} points.",
         f"<b>“Up to {traffic}× less traffic”: not shown by SGQ alone</b>, which sends "
         f"{both:.1f}× fewer bytes than float32, both ways. With a general coder behind it, "
-        f"{shorter:.1f}×; per-tensor INT4 with the same coder, {rival:.1f}×. What arrives differs: "
+        f"{shorter:.1f}× ({_at_start(metrics, 'sgq + zstd'):.1f}× before training); per-tensor "
+        f"INT4 with the same coder, {rival:.1f}× ({_at_start(metrics, 'int4 + zstd'):.1f}×). What "
+        "arrives differs: "
         f"features at {ways['sgq']['features_db']:.1f} dB against "
-        f"{ways['int4']['features_db']:.1f}, gradients {ways['sgq']['gradient_error']:.0%} off "
-        f"and unbiased against {ways['int4']['gradient_error']:.0%} off and rounded to nearest. "
+        f"{ways['int4']['features_db']:.1f}, gradients {_percent(ways['sgq'])} off and unbiased "
+        f"against {_percent(ways['int4'])} off and rounded to nearest. "
         "INT4 was not trained with.",
         f"<b>“{speed}× images per second”: not shown.</b> It depends on a network's bandwidth and "
         "a device's speed, and neither is here.",

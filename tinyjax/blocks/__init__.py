@@ -3,7 +3,7 @@
 from tinyjax.blocks.divide import Block, Blocks, divide
 from tinyjax.blocks.local import Geometry, Halo, Layout, Step, local, widen
 from tinyjax.blocks.over import over_blocks
-from tinyjax.blocks.sweep import active_cells, known, recompute, renew, take, take_all
+from tinyjax.blocks.sweep import active_cells, effective_input, run_block
 from tinyjax.blocks.windows import begin, corner, finish, run_frame, run_window
 
 __all__ = [
@@ -17,15 +17,12 @@ __all__ = [
     "begin",
     "corner",
     "divide",
+    "effective_input",
     "finish",
-    "known",
     "local",
     "over_blocks",
-    "recompute",
-    "renew",
+    "run_block",
     "run_frame",
     "run_window",
-    "take",
-    "take_all",
     "widen",
 ]

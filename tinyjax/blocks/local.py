@@ -14,6 +14,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from tinyjax import compat
 from tinyjax.numerics.patches import Pair
 
@@ -167,8 +169,10 @@ def _geometry(eqn: compat.Eqn) -> Geometry | None:
     elif name in POOLS and set(p["base_dilation"]) == {1}:
         keys = ("window_dimensions", "window_strides", "window_dilation", "padding")
         kernel, stride, dilation, padding = (p[key][1:3] for key in keys)
-        others = [(p["window_dimensions"][axis], *p["padding"][axis]) for axis in (0, 3)]
-        if others != [(1, 0, 0)] * 2:
+        still = [(p[keys[0]][a], p[keys[1]][a], *p["padding"][a]) for a in (0, 3)]
+        if still != [(1, 1, 0, 0)] * 2 or not jnp.issubdtype(
+            eqn.invars[0].aval.dtype, jnp.floating
+        ):
             return None
         outside = POOLS[name]
     else:

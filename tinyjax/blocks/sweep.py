@@ -6,6 +6,7 @@ in cache. A mask that is a NumPy array gives a loop of fixed length over fixed c
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,10 +17,10 @@ from jax import lax
 
 from tinyjax.blocks.divide import Block
 from tinyjax.blocks.local import Var
-from tinyjax.blocks.windows import corner, run_frame, run_window
-from tinyjax.numerics.patches import Pair, differs, spread, window_any
+from tinyjax.blocks.windows import Index, corner, run_frame, run_window
+from tinyjax.numerics.patches import differs, spread, window_any
 
-__all__ = ["active_cells", "known", "recompute", "renew", "take", "take_all"]
+__all__ = ["active_cells", "effective_input", "run_block"]
 
 Array = jax.Array
 Mask = Array | np.ndarray  # bool; NumPy's is known before anything is traced
@@ -41,101 +42,113 @@ def active_cells(block: Block, changed: Mapping[Var, Mask]) -> Mask:
     return found()
 
 
-def renew(
-    block: Block, env: Mapping[Var, Any], watched: set[Var], old: list[Array]
+def run_block(
+    block: Block,
+    env: Mapping[Var, Any],
+    old: list[Array],
+    cells: Mask,
+    whole: Any,
+    watched: set[Var],
 ) -> tuple[list[Array], dict[Var, Array]]:
-    """The outputs of a block computed whole, all of which count as changed: no comparison."""
-    del old
-    flags = {v: jnp.ones((*block.sizes[v], 1), bool) for v in block.outs if v in watched}
-    return run_frame(block, env), flags
-
-
-def recompute(
-    block: Block, env: Mapping[Var, Any], watched: set[Var], cells: Mask, old: list[Array]
-) -> tuple[list[Array], dict[Var, Array]]:
-    """The outputs of a block with some cells computed anew.
+    """The outputs of a block with some cells, or all, computed anew.
 
     Args:
       block: the block.
       env: values of what it reads.
-      watched: tensors of which it matters where they change.
-      cells: bool ``[rows, cols]``, the cells to compute.
       old: its outputs before.
+      cells: bool ``[rows, cols]``, the cells to compute.
+      whole: bool scalar: compute all, as the function itself does.
+      watched: tensors of which it matters where they change.
 
     Returns:
-      The outputs, and where the watched ones changed.
+      The outputs, and where the watched ones changed: bool ``[h, w, 1]``.
     """
-    seen = [v in watched for v in block.outs]
-    flags = [jnp.zeros((*block.sizes[v], 1), bool) for v in block.outs if v in watched]
+    kept = [v for v in block.outs if v in watched]
+    shapes = [(*block.sizes[v], 1) for v in kept]
 
-    def one(index: tuple[Array, Array], carry: Any) -> Any:
-        outs, flags = carry
-        new = run_window(block, env, index)
-        at = corner(block, block.outs[0], index)
-        marks = [
-            differs(_part(out, at, part), part).any(3)[0, ..., None]
-            for out, part, watch in zip(outs, new, seen, strict=True)
-            if watch
-        ]
-        # A cell at the border lies over its neighbour: what that one marked stays marked.
-        marks = [
-            m | lax.dynamic_slice(f, (*at, 0), m.shape) for m, f in zip(marks, flags, strict=True)
-        ]
-        # Without a barrier between reading and writing, XLA copies the whole output in every turn.
-        marks, new, outs = lax.optimization_barrier((marks, list(new), outs))
-        outs = [lax.dynamic_update_slice(o, n, (0, *at, 0)) for o, n in zip(outs, new, strict=True)]
-        return outs, [
-            lax.dynamic_update_slice(f, m, (*at, 0)) for f, m in zip(flags, marks, strict=True)
-        ]
+    def entire(old: list[Array]) -> tuple[list[Array], list[Array]]:
+        del old  # all counts as changed: comparing would cost what is saved behind it
+        return run_frame(block, env), [jnp.ones(shape, bool) for shape in shapes]
 
-    outs, flags = _for_each(cells, one, (old, flags))
-    return outs, dict(zip([v for v in block.outs if v in watched], flags, strict=True))
+    def sparse(old: list[Array]) -> tuple[list[Array], list[Array]]:
+        one = functools.partial(_one_cell, block, env, [v in watched for v in block.outs])
+        return _for_each(cells, one, (old, [jnp.zeros(shape, bool) for shape in shapes]))
+
+    outs, flags = lax.cond(whole, entire, sparse, old)
+    return outs, dict(zip(kept, flags, strict=True))
 
 
-def take(x: Array, taken: Mask, patch: int, ref: Array) -> tuple[Array, Array]:
-    """The effective input with the patches that were taken, and where it changed.
+def _one_cell(
+    block: Block,
+    env: Mapping[Var, Any],
+    watched: list[bool],
+    index: Index,
+    carry: tuple[list[Array], list[Array]],
+) -> tuple[list[Array], list[Array]]:
+    """Computes one cell anew and marks where the watched outputs changed."""
+    outs, flags = carry
+    at = corner(block, block.outs[0], index)
+    new = run_window(block, env, index)
+    pairs = zip(outs, new, watched, strict=True)
+    marks = [_changed(_part(out, at, part), part) for out, part, seen in pairs if seen]
+    # A cell at the border lies over its neighbour: what that one marked stays marked.
+    marks = [mark | _marks(flag, at, mark) for mark, flag in zip(marks, flags, strict=True)]
+    # Without a barrier between reading and writing, XLA copies the whole output in every turn.
+    marks, new, outs = lax.optimization_barrier((marks, new, outs))
+    outs = [lax.dynamic_update_slice(o, n, (0, *at, 0)) for o, n in zip(outs, new, strict=True)]
+    flags = [lax.dynamic_update_slice(f, m, (*at, 0)) for f, m in zip(flags, marks, strict=True)]
+    return outs, flags
+
+
+def effective_input(
+    x: Array, ref: Array, taken: Mask, whole: Any, patch: int
+) -> tuple[Array, Mask]:
+    """The effective input of a frame, and where it changed.
 
     Args:
       x: the frame, ``[1, h, w, c]``.
-      taken: bool ``[rows, cols]``.
-      patch: side of a patch.
       ref: the effective input before.
+      taken: bool ``[rows, cols]``, the patches that come from ``x``.
+      whole: bool scalar: take all of ``x``.
+      patch: side of a patch.
 
     Returns:
-      ``ref`` with ``x`` in these patches; bool ``[h, w, 1]``.
+      ``[1, h, w, c]``; bool ``[h, w, 1]``, of a mask known beforehand all of its patches, NumPy's.
     """
-    size = ref.shape[1:3]
-
-    def one(index: tuple[Array, Array], carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        ref, flags = carry
-        begin = [i * jnp.int32(patch) for i in index]
-        at = [jnp.minimum(o, jnp.int32(h - patch)) for o, h in zip(begin, size, strict=True)]
-        new = lax.dynamic_slice(x, (0, *at, 0), (1, patch, patch, x.shape[3]))
-        old = _part(ref, at, new)
-        own = jnp.ones((patch, patch, 1), bool)  # a patch at the border lies over its neighbour
-        for axis in (0, 1):
-            place = lax.broadcasted_iota(jnp.int32, own.shape, axis) + at[axis]
-            own = own & (place >= begin[axis])
-        marks = (differs(old, new).any(3)[0, ..., None] & own) | _marks(flags, at, own)
-        new, marks, ref = lax.optimization_barrier((jnp.where(own, new, old), marks, ref))
-        ref = lax.dynamic_update_slice(ref, new, (0, *at, 0))
-        return ref, lax.dynamic_update_slice(flags, marks, (*at, 0))
-
-    return _for_each(taken, one, (ref, jnp.zeros((*size, 1), bool)))
-
-
-def take_all(x: Array, ref: Array) -> tuple[Array, Array]:
-    """The frame itself as the effective input; all of it counts as changed."""
-    return x, jnp.ones((*ref.shape[1:3], 1), bool)
-
-
-def known(taken: np.ndarray, patch: int, size: Pair) -> np.ndarray:
-    """All positions of patches known beforehand, bool ``[h, w, 1]``: each may have changed."""
+    shape = (*x.shape[1:3], 1)
+    one = functools.partial(_one_patch, x, patch)
+    ref, flags = lax.cond(
+        whole,
+        lambda ref: (x, jnp.ones(shape, bool)),
+        lambda ref: _for_each(taken, one, (ref, jnp.zeros(shape, bool))),
+        ref,
+    )
+    if not isinstance(taken, np.ndarray):
+        return ref, flags
     with jax.ensure_compile_time_eval():
-        return np.asarray(spread(jnp.asarray(taken), (patch, patch), size))[..., None]
+        return ref, np.asarray(spread(jnp.asarray(taken), (patch, patch), shape[:2]))[..., None]
 
 
-def _for_each(cells: Mask, one: Callable[[tuple[Array, Array], Any], Any], carry: Any) -> Any:
+def _one_patch(
+    x: Array, patch: int, index: Index, carry: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """Takes one patch of ``x``; one at the border, moved inside, leaves its neighbour alone."""
+    ref, flags = carry
+    begin = [i * jnp.int32(patch) for i in index]
+    at = [jnp.minimum(o, jnp.int32(h - patch)) for o, h in zip(begin, x.shape[1:3], strict=True)]
+    new = lax.dynamic_slice(x, (0, *at, 0), (1, patch, patch, x.shape[3]))
+    old = _part(ref, at, new)
+    own = jnp.ones((patch, patch, 1), bool)
+    for axis in (0, 1):
+        place = lax.broadcasted_iota(jnp.int32, own.shape, axis) + at[axis]
+        own = own & (place >= begin[axis])
+    marks = (_changed(old, new) & own) | _marks(flags, at, own)
+    new, marks, ref = lax.optimization_barrier((jnp.where(own, new, old), marks, ref))
+    ref = lax.dynamic_update_slice(ref, new, (0, *at, 0))
+    return ref, lax.dynamic_update_slice(flags, marks, (*at, 0))
+
+
+def _for_each(cells: Mask, one: Callable[[Index, Any], Any], carry: Any) -> Any:
     """``one((row, col), carry) -> carry`` for every chosen cell."""
     rows, cols = cells.shape
     if isinstance(cells, np.ndarray):
@@ -157,3 +170,8 @@ def _part(whole: Array, at: Any, part: Array) -> Array:
 def _marks(flags: Array, at: Any, part: Array) -> Array:
     """The flags where ``part`` lies."""
     return lax.dynamic_slice(flags, (*at, 0), part.shape)
+
+
+def _changed(old: Array, new: Array) -> Array:
+    """Where any channel differs: bool ``[h, w, 1]``, of ``[1, h, w, c]``."""
+    return differs(old, new).any(3)[0, ..., None]

@@ -20,7 +20,7 @@ from tinyjax.blocks.divide import Block, Blocks
 from tinyjax.blocks.local import Halo, Step, Var, widen
 from tinyjax.numerics.patches import Pair, origins, read_window
 
-__all__ = ["begin", "corner", "finish", "run_frame", "run_window"]
+__all__ = ["Index", "begin", "corner", "finish", "run_frame", "run_window"]
 
 Array = jax.Array
 Env = Mapping[Var, Any]

@@ -20,6 +20,7 @@ from tinyjax.numerics.integer_ops import (
 )
 from tinyjax.numerics.layout import keep, row_major
 from tinyjax.numerics.packing import pack_bits, per_byte, unpack_bits
+from tinyjax.numerics.patches import differs, read_window, spread, tiles, window_any
 from tinyjax.numerics.pool import max_pool
 from tinyjax.numerics.quantize import (
     abs_max,
@@ -49,6 +50,7 @@ __all__ = [
     "conv_dx",
     "conv_form",
     "dequantize",
+    "differs",
     "dot",
     "dot_dw",
     "dot_dx",
@@ -67,13 +69,17 @@ __all__ = [
     "per_byte",
     "qmax",
     "quantize",
+    "read_window",
     "row_major",
     "seed_of",
+    "spread",
     "stochastic",
     "symmetric_scale",
+    "tiles",
     "total",
     "unpack_bits",
     "upper_half",
     "widened",
+    "window_any",
     "zero_point_term",
 ]

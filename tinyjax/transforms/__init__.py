@@ -2,13 +2,10 @@
 
 from tinyjax.transforms.int8_qat import int8_qat
 from tinyjax.transforms.link import link, send
-from tinyjax.transforms.pass_skip import SkipState, pass_skip
-from tinyjax.transforms.sgq import SGQCode, SGQGradient, sgq, sgq_decode, sgq_encode
+from tinyjax.transforms.pass_skip import pass_skip
+from tinyjax.transforms.sgq import sgq, sgq_decode, sgq_encode
 
 __all__ = [
-    "SGQCode",
-    "SGQGradient",
-    "SkipState",
     "int8_qat",
     "link",
     "pass_skip",

@@ -22,27 +22,15 @@ References:
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from tinyjax.base import Array, BlockTransform
-from tinyjax.blocks import (
-    Blocks,
-    active_cells,
-    begin,
-    finish,
-    known,
-    recompute,
-    renew,
-    take,
-    take_all,
-)
+from tinyjax.blocks import Blocks, active_cells, begin, effective_input, finish, run_block
 from tinyjax.gates import Gate, exact
 from tinyjax.numerics.patches import Pair, tiles
 
@@ -59,8 +47,8 @@ class SkipState(NamedTuple):
       frames: how many there were, int32.
 
     Example:
-      >>> from tinyjax.transforms import SkipState
-      >>> SkipState._fields
+      >>> import tinyjax
+      >>> tinyjax.SkipState._fields
       ('ref', 'cuts', 'active', 'frames')
     """
 
@@ -145,17 +133,7 @@ def pass_skip(*, patch: int = 16, gate: Gate = exact, dense_above: float = 0.65)
                 "function itself, at state.ref for the same output"
             )
 
-        if not isinstance(state, SkipState):
-            raise ValueError(
-                f"pass_skip was given {type(state).__name__} for its state: make one with "
-                "rewrite(pass_skip(...), apply).init(params, frame)"
-            )
-        frame = blocks.frame.aval
-        if (state.ref.shape, state.ref.dtype) != (frame.shape, frame.dtype):
-            raise ValueError(
-                f"a frame {frame.dtype} {frame.shape} came after one {state.ref.dtype} "
-                f"{state.ref.shape}: begin again with init(params, frame)"
-            )
+        _fits(state, jax.eval_shape(lambda: init(blocks)))
         return advance(state, list(values))
 
     def _advance(
@@ -164,25 +142,16 @@ def pass_skip(*, patch: int = 16, gate: Gate = exact, dense_above: float = 0.65)
         env = begin(blocks, values)
         x, fresh = env[blocks.frame], state.frames == 0
         taken = _tiling(gate(x[0], state.ref[0], patch), tiles(x.shape[1:3], (patch, patch)))
-        always = isinstance(taken, np.ndarray)  # a static mask is kept, however large it is
-        env[blocks.frame], changes = lax.cond(
-            fresh if always else _is_much(taken) | fresh,
-            functools.partial(take_all, x),
-            functools.partial(take, x, taken, patch),
-            state.ref,
-        )
-        changed = {blocks.frame: known(taken, patch, x.shape[1:3]) if always else changes}
+        # A static mask is kept to, however large it is.
+        whole = fresh if isinstance(taken, np.ndarray) else _is_much(taken) | fresh
+        env[blocks.frame], flags = effective_input(x, state.ref, taken, whole, patch)
+        changed = {blocks.frame: flags}
         watched = {v for block in blocks.blocks for v in block.ins}
         held, active = iter(state.cuts), []
         for block in blocks.blocks:
-            cells = active_cells(block, changed)
+            cells, old = active_cells(block, changed), [next(held) for _ in block.outs]
             whole = _is_much(cells) | fresh
-            outs, flags = lax.cond(
-                whole,
-                functools.partial(renew, block, env, watched),
-                functools.partial(recompute, block, env, watched, cells),
-                [next(held) for _ in block.outs],
-            )
+            outs, flags = run_block(block, env, old, cells, whole, watched)
             env |= dict(zip(block.outs, outs, strict=True))
             changed |= flags
             active.append(cells | whole)
@@ -204,3 +173,23 @@ def _tiling(mask: Any, grid: Pair) -> Any:
             f"{grid}, a flag per patch"
         )
     return mask
+
+
+def _fits(state: Any, wanted: SkipState) -> None:
+    """Refuses a state that was made for something else."""
+    if not isinstance(state, SkipState):
+        raise ValueError(
+            f"pass_skip was given {type(state).__name__} for its state: make one with "
+            "rewrite(pass_skip(...), apply).init(params, frame)"
+        )
+    frame, ref = wanted.ref, state.ref
+    if (ref.shape, ref.dtype) != (frame.shape, frame.dtype):
+        raise ValueError(
+            f"a frame {frame.dtype} {frame.shape} came after one {ref.dtype} {ref.shape}: begin "
+            "again with init(params, frame)"
+        )
+    described = [[(a.shape, a.dtype) for a in jax.tree.leaves(tree)] for tree in (state, wanted)]
+    if described[0] != described[1]:
+        raise ValueError(
+            "the state was made for another function or patch: begin again with init(params, frame)"
+        )

@@ -19,13 +19,12 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
 
 from tinyjax.base import Array, Codec
+from tinyjax.codes import DTYPES, MAX_GROUPS, SGQCode, SGQGradient
 from tinyjax.numerics import (
     bounded_step,
     by_range,
@@ -40,62 +39,7 @@ from tinyjax.numerics import (
 )
 from tinyjax.numerics.grouping import Grouping
 
-__all__ = ["SGQCode", "SGQGradient", "sgq", "sgq_decode", "sgq_encode"]
-
-DTYPES = ("float32", "float16", "bfloat16")  # of what is encoded
-MAX_GROUPS = 256  # an id is a byte
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class SGQCode:
-    """Features as they cross the cut; a pytree of arrays with static metadata.
-
-    Attributes:
-      packed: uint8 ``[ceil(rows * bits / 8), c]``, a row being a place in a sample: the codes.
-      scale: uint16 ``[n, groups]``, bits of a bfloat16; NaN where the group is.
-      zero_point: uint8 ``[n, groups]``: the code of 0.0.
-      ids: uint8 ``[c]``: the group of each channel.
-      shape: of the features, static.
-      bits: of a code, static.
-      dtype: name of the features' dtype, static.
-
-    Example:
-      >>> import jax.numpy as jnp, tinyjax
-      >>> code = tinyjax.sgq_encode(jnp.ones((2, 4, 4, 8)), group_size=4)
-      >>> code.packed.shape, code.scale.shape, code.shape
-      ((16, 8), (2, 2), (2, 4, 4, 8))
-    """
-
-    packed: Array
-    scale: Array
-    zero_point: Array
-    ids: Array
-    shape: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))
-    bits: int = dataclasses.field(metadata=dict(static=True))
-    dtype: str = dataclasses.field(metadata=dict(static=True))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class SGQGradient:
-    """A gradient as it crosses the cut, the other way.
-
-    Attributes:
-      codes: int8, of the gradient's shape.
-      step: float32 scalar; NaN or Inf if the gradient has one.
-      dtype: name of the gradient's dtype, static.
-
-    Example:
-      >>> import jax.numpy as jnp, tinyjax
-      >>> code = tinyjax.sgq().encode_gradient(jnp.array([0.0, 2.0]), jnp.uint32(0))
-      >>> code.codes.dtype.name, int(code.codes[0])
-      ('int8', 0)
-    """
-
-    codes: Array
-    step: Array
-    dtype: str = dataclasses.field(metadata=dict(static=True))
+__all__ = ["sgq", "sgq_decode", "sgq_encode"]
 
 
 def sgq_encode(

@@ -1,0 +1,147 @@
+"""Encoding and decoding of features: bytes, fidelity and speed, next to uniform quantization.
+
+The features are real: float32 ``[128, 16, 16, 64]`` after the relu of the second convolution of
+``SmallCnn``, trained for two epochs on the first 2,000 images of the bundled Fashion-MNIST sample,
+resized to 32x32, and they are of the 128 images after those. Everything is compiled first, then
+the cases run in turn, round after round, in one process; a turn is three calls in a row, of which
+the first is not counted. Speeds are of float32 data, ``8.4 MB / median seconds``.
+
+Cases:
+
+``sgq_packed``
+    ``tinyjax.sgq``: 4-bit codes, groups of 16 channels, grouped by range in every call.
+``int8``, ``int4``
+    One scale for the whole tensor, through the same code.
+``int4_zstd``
+    INT4's frame through zstandard at level 1, compression and checksum included in the speed: the
+    strongest simple rival.
+``sgq_zstd``
+    SGQ's frame through the same.
+``memcpy``
+    A plain copy, the speed of memory.
+
+Metrics of a row:
+
+``ratio_f32``
+    Bytes of float32 over those of the whole ``tinyjax.wire`` frame, side information included.
+``snr_db``
+    Signal to noise of the decoded features; a copy has none.
+``encode_gbps``, ``decode_gbps``
+    Between features and code arrays; between features and compressed bytes for ``*_zstd``.
+``encode_fixed_gbps``
+    Of ``sgq_packed``: with a grouping that was found before.
+``frame_gbps``, ``unframe_gbps``
+    Of ``sgq_packed``: ``wire.pack`` and ``wire.unpack``, of float32 data likewise.
+``rounds``
+    Turns of each.
+"""
+
+import functools
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from experiments import data, measure, train
+from experiments.carriers import compress, decompress, snr_db, uniform
+from experiments.models import SmallCnn
+from tinyjax import numerics, sgq, wire
+
+__all__ = ["CASES", "features", "run"]
+
+CASES = ("sgq_packed", "int8", "int4", "int4_zstd", "sgq_zstd", "memcpy")
+
+_SAMPLES, _TRAINED_ON, _BATCH = 128, 2000, 50
+_LAYER = "Conv_1"
+
+
+def run(name: str, *, rounds: int = 15, shrink: int = 1) -> list[dict[str, Any]]:
+    """One row: the metrics of one case. All cases are measured together, once.
+
+    Args:
+      name: one of ``CASES``.
+      rounds: how often each program runs.
+      shrink: divides the batch, to try things out quickly.
+    """
+    return [{"case": name, **_measured(rounds, shrink)[name], "rounds": rounds}]
+
+
+@functools.cache
+def features(shrink: int = 1) -> jax.Array:
+    """Post-relu features float32 [128 / shrink, 16, 16, 64] of a briefly trained network."""
+    split, _ = data.load("fashion_mnist_sample")
+    known = data.first(split, _TRAINED_ON // shrink)
+    resized = lambda images: jax.image.resize(images, (len(images), 32, 32, 1), "linear")
+    state = train.create_state(
+        SmallCnn(), np.zeros((1, 32, 32, 1), np.float32), learning_rate=0.03, steps=80, seed=0
+    )
+    for epoch in range(2):
+        for images, labels in data.epoch_batches(known, _BATCH, seed=0, epoch=epoch):
+            state, _ = train.train_step(state, resized(images), labels)
+    unseen = data.pixels(split.images[_TRAINED_ON : _TRAINED_ON + _SAMPLES // shrink])
+    _, kept = state.apply_fn(
+        {"params": state.params},
+        resized(unseen),
+        capture_intermediates=lambda module, _: module.name == _LAYER,
+        mutable=["intermediates"],
+    )
+    return nn.relu(kept["intermediates"][_LAYER]["__call__"][0])
+
+
+@functools.cache
+def _measured(rounds: int, shrink: int) -> dict[str, dict[str, float]]:
+    """The metrics of every case."""
+    x = features(shrink)
+    codecs = {"sgq_packed": sgq(), "int8": uniform(8), "int4": uniform(4)}
+    calls: dict[str, Callable[[], Any]] = {}
+    rows: dict[str, dict[str, float]] = {}
+    for name, codec in codecs.items():
+        encode, decode = jax.jit(codec.encode), jax.jit(codec.decode)
+        code = encode(x)
+        frame = wire.pack(code)
+        rows[name] = {
+            "ratio_f32": x.nbytes / len(frame),
+            "snr_db": snr_db(decode(code).reshape(x.shape), x),
+        }
+        calls[f"{name} encode"] = functools.partial(encode, x)
+        calls[f"{name} decode"] = functools.partial(decode, code)
+        if name == "int8":
+            continue
+        short, small = name.replace("_packed", "") + "_zstd", compress(frame)
+        rows[short] = {**rows[name], "ratio_f32": x.nbytes / len(small)}
+        calls[f"{short} encode"] = lambda encode=encode: compress(wire.pack(encode(x)))
+        calls[f"{short} decode"] = lambda decode=decode, small=small: decode(
+            wire.unpack(decompress(small))
+        )
+    calls |= _sgq_only(x) | _copies(x)
+    seconds = measure.interleaved(calls, rounds, calls=3)
+    for call, times in seconds.items():
+        name, what = call.split()
+        rows.setdefault(name, {"ratio_f32": 1.0})[f"{what}_gbps"] = x.nbytes / median(times) / 1e9
+    return rows
+
+
+def _sgq_only(x: jax.Array) -> dict[str, Callable[[], Any]]:
+    """The calls that only SGQ has."""
+    found = sgq().encode(x)
+    calibrated = jax.jit(sgq(grouping=numerics.fixed(found.ids)).encode)
+    code = jax.device_get(jax.jit(sgq().encode)(x))
+    frame = wire.pack(code)
+    return {
+        "sgq_packed encode_fixed": lambda: calibrated(x),
+        "sgq_packed frame": lambda: wire.pack(code),
+        "sgq_packed unframe": lambda: jax.tree.leaves(wire.unpack(frame)),
+    }
+
+
+def _copies(x: jax.Array) -> dict[str, Callable[[], Any]]:
+    """A copy of the features into memory that is there, in either direction."""
+    here = np.array(x)
+    there = np.empty_like(here)
+    return {
+        "memcpy encode": lambda: np.copyto(there, here),
+        "memcpy decode": lambda: np.copyto(here, there),
+    }

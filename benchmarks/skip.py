@@ -1,0 +1,143 @@
+"""A network over video through ``pass_skip`` against the whole network: time per frame and error.
+
+``block`` is four 3x3 convolutions with 64 channels and relu on 128x128x64, patches of 16;
+``backbone`` five on 576x768x3 (3-16-32-32-64-64, a quarter of the size at the end, 4.68 GFLOP),
+patches of 64. Both networks are unmodified linen modules in float32, under the gate ``exact``: the
+mask is decided on the device, from the frame and the one before. Two frames take turns that differ
+in the middle of some patches, so that just these are recomputed each time; ``active`` is their
+share. The time is that of one jitted call, from the frame in memory to the output, comparison
+included; the state is given away to it. Programs are called in turn, in one process; times are
+medians.
+
+Metrics of a row:
+
+``active``
+    The share that was asked for, and ``recomputed`` the share it came to.
+``dense_ms``, ``skip_ms``, ``speedup``
+    ``jax.jit`` of the network, the same through ``pass_skip``, and the median over the rounds of
+    one over the other.
+``dense_off_ms``, ``speedup_best``
+    The network with XLA's CPU library fusion off, and the speed-up over the faster of the two.
+``max_abs_err``
+    The largest difference of an output to the network's, over all frames; ``max_abs`` is the
+    largest output.
+"""
+
+from collections.abc import Callable
+from statistics import median
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.int8 import FUSION_OFF
+from experiments import measure
+from experiments.models import Backbone
+from tinyjax import pass_skip, rewrite
+
+__all__ = ["ACTIVE", "CASES", "Case", "run"]
+
+ACTIVE = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+class Case(NamedTuple):
+    """A network, the size of its frames, and the side of a patch."""
+
+    model: nn.Module
+    frame: tuple[int, int, int]
+    patch: int
+
+
+CASES = {
+    "block": Case(Backbone(widths=(64,) * 4, strides=(1,) * 4), (128, 128, 64), 16),
+    "backbone": Case(Backbone(), (576, 768, 3), 64),
+}
+
+
+def run(name: str, *, rounds: int = 15, shrink: int = 1) -> list[dict[str, Any]]:
+    """A row for each share of active patches.
+
+    Args:
+      name: a key of ``CASES``.
+      rounds: how often each program runs.
+      shrink: divides the frame, down to two patches a side, to try things out quickly.
+    """
+    case = CASES[name]
+    h, w = (max(side // shrink, 2 * case.patch) for side in case.frame[:2])
+    frame = np.random.default_rng(0).normal(size=(1, h, w, case.frame[2])).astype(np.float32)
+    params = jax.jit(case.model.init)(jax.random.key(0), frame)
+    lowered = jax.jit(case.model.apply).lower(params, frame)
+    dense = {"dense": lowered.compile()}
+    if jax.default_backend() == "cpu":
+        dense["dense_off"] = lowered.compile(compiler_options=FUSION_OFF)
+    skipping = rewrite(pass_skip(patch=case.patch), case.model.apply)
+    state = skipping.init(params, frame)
+    # The state comes first, so that jax pairs it with the state that is given away.
+    step = jax.jit(lambda *args: skipping.apply(*args)[::-1], donate_argnums=0)
+    skip = step.lower(state, params, frame).compile()
+    return [
+        {"case": name, **_row(dense, skip, state, params, frame, case.patch, share, rounds)}
+        for share in ACTIVE
+    ]
+
+
+def _row(
+    dense: dict[str, Any],
+    skip: Any,
+    state: Any,
+    params: Any,
+    frame: np.ndarray,
+    patch: int,
+    share: float,
+    rounds: int,
+) -> dict[str, Any]:
+    """The metrics at one share of active patches."""
+    frames = [jnp.asarray(x) for x in _pair(frame, patch, share)]
+    wanted = [dense["dense"](params, x) for x in frames]
+    video = _Video(skip, jax.tree.map(jnp.copy, state), params, frames)
+    errors = [float(jnp.abs(video() - wanted[i % 2]).max()) for i in range(4)]
+    calls: dict[str, Callable[[], Any]] = {
+        key: lambda program=program: program(params, frames[0]) for key, program in dense.items()
+    }
+    seconds = measure.interleaved({**calls, "skip": video}, rounds)
+    ms = {f"{key}_ms": 1e3 * median(taken) for key, taken in seconds.items()}
+    best = min(dense, key=lambda key: ms[f"{key}_ms"])
+    return {
+        "active": share,
+        "recomputed": float(np.mean([np.mean(cells) for cells in video.state.active])),
+        **ms,
+        "speedup": measure.ratio(seconds["dense"], seconds["skip"]),
+        "speedup_best": measure.ratio(seconds[best], seconds["skip"]),
+        "max_abs_err": max(errors),
+        "max_abs": float(jnp.abs(wanted[0]).max()),
+        "rounds": rounds,
+    }
+
+
+def _pair(frame: np.ndarray, patch: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Two frames that differ in the middle of a share of the patches, chosen at random."""
+    rows, cols = frame.shape[1] // patch, frame.shape[2] // patch
+    rng = np.random.default_rng(1)
+    chosen = rng.permutation(rows * cols)[: round(share * rows * cols)]
+    middle = np.arange(-patch // 8, patch // 8)  # no window of another patch reaches so far
+    other = frame.copy()
+    for row, col in zip(*np.divmod(chosen, cols), strict=True):
+        y, x = (patch * place + patch // 2 + middle for place in (row, col))
+        other[:, y[:, None], x[None]] += 1.0
+    return frame, other
+
+
+class _Video:
+    """Two frames in turn through a program that carries its state."""
+
+    def __init__(self, program: Any, state: Any, params: Any, frames: list[jax.Array]) -> None:
+        self.program, self.state, self.params, self.frames = program, state, params, frames
+        self.turn = 0
+
+    def __call__(self) -> jax.Array:
+        frame = self.frames[self.turn % 2]
+        self.turn += 1
+        self.state, out = self.program(self.state, self.params, frame)
+        return out
