@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from statistics import mean, median
 from string import Template
@@ -36,6 +37,7 @@ def section(record: Record) -> str:
         lead=_lead(metrics),
         cards=html.cards(_cards(metrics)),
         movie=_movie(record),
+        source=_source(config["video"]),
         stills="".join(_still(record, name) for name in ARMS),
         active=plots.timeline(shares, step, "of the whole", percent=True),
         times=plots.timeline(
@@ -108,6 +110,15 @@ def _cards(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             pair(lambda arm: _percent(arm["output_error"])),
         ),
     ]
+
+
+def _source(path: str) -> str:
+    if path:
+        return f"Source: <code>{escape(path)}</code>."
+    return (
+        "Clip: “One-by-one person detection”, © Intel, CC BY 4.0, cut and encoded again. Its "
+        "source has a key frame every second, at which most patches change a little."
+    )
 
 
 def _movie(record: Record) -> str:
@@ -254,8 +265,8 @@ def _notes(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> tuple[str, 
         "and another network has others.",
         f"Patches of {config['patch']} pixels, threshold {255 * config['threshold']:.0f}/255. The "
         "pictures show the patches of the first block of layers; the shares are of all blocks.",
-        "The clip was encoded so that what stands still mostly decodes to the same bits, as a "
-        "camera with a low bit rate does; the exact gate lives on that. A noisy camera leaves it "
-        "nothing to skip.",
+        "The bundled clip was encoded so that what stands still mostly decodes to the same bits, "
+        "as a camera with a low bit rate does; the exact gate lives on that. A noisy camera "
+        "leaves it nothing to skip.",
         "Only abstracts and a partial release of PASS were at hand, not the papers' bodies.",
     )
