@@ -28,7 +28,7 @@ export PYTHON
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(READY) ## float32 and int8 side by side; the report goes to OUT (default out/demo)
+demo: $(READY) ## all three methods; the report goes to OUT (default out/demo)
 	$(BIN)/python -m experiments demo --out "$(OUT)"
 
 test: $(READY) ## the tests, without the slow ones

@@ -1,4 +1,4 @@
-"""``python -m experiments <octo|sgq|demo>``: runs an experiment, writes JSON, prints a table."""
+"""``python -m experiments <octo|sgq|pass|demo>``: runs one, writes JSON, prints a table."""
 
 import importlib
 import shlex
@@ -15,7 +15,7 @@ from experiments.extras import imported
 __all__ = ["Arguments", "main"]
 
 # Experiment: (its module, its default configuration). It also needs its entry in `tables.TABLES`.
-_ONE = {"octo": ("octo", "int8"), "sgq": ("sgq", "sample")}
+_ONE = {"octo": ("octo", "int8"), "sgq": ("sgq", "sample"), "pass": ("skip", "sample")}
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Arguments:
     JSON is there; the demo is there to be watched, so it runs anew every time.
     """
 
-    experiment: Literal["octo", "sgq", "demo"]
-    """octo: train one arm. sgq: train across a cut and without one. demo: all methods, with a
-    report. Each writes JSON."""
+    experiment: Literal["octo", "sgq", "pass", "demo"]
+    """octo: train one arm. sgq: train across a cut and without one. pass: skip patches of a video.
+    demo: all three, with a report. Each writes JSON."""
     config: str | None = None
     """Name of the configuration, by default int8 (octo) or sample (others); "?" lists them."""
     set: tuple[tuple[str, ...], ...] = ()
@@ -38,7 +38,7 @@ class Arguments:
     seed: int | None = None
     """The same as --set seed=N, in every part of the demo."""
     out: Path | None = None
-    """Folder for the results. Default: out/octo, out/sgq or out/demo."""
+    """Folder for the results. Default: out/ and its name."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _one(given: Arguments, command: str) -> None:
     """Runs one experiment, unless it has finished before."""
-    from experiments import settings, tables
+    from experiments import settings, shading, tables
     from experiments.progress import bars
     from experiments.results import once
 
@@ -81,11 +81,13 @@ def _one(given: Arguments, command: str) -> None:
     out = given.out or Path("out") / given.experiment
     run = lambda folder: experiment.run(config, folder, bars)
     outcome = once(name, config, out, run, experiment=given.experiment, command=command)
+    if given.experiment == "pass":
+        shading.movie(outcome.record, outcome.path.with_suffix(".mp4"), bars)
     imported("rich").print(tables.finished(tables.TABLES[given.experiment], outcome))
 
 
 def _demo(given: Arguments, command: str) -> None:
-    from experiments import demo, report, tables
+    from experiments import demo, report, shading, tables
     from experiments.progress import bars
     from experiments.results import write
 
@@ -96,6 +98,7 @@ def _demo(given: Arguments, command: str) -> None:
     details = {"experiment": "demo", "demo": name, "command": command}
     records = demo.run(configs, unfinished, bars, **details)
     write(out / "results.json", records)
+    shading.movie(records["pass"], out / "pass.mp4", bars)
     (out / "report.html").write_text(report.page(records), encoding="utf-8")
     shutil.rmtree(unfinished)
     imported("rich").print(tables.demo(records, out / "report.html"))

@@ -1,5 +1,6 @@
 """Measurements: the circumstances, bytes kept for the backward pass, scratch memory, seconds."""
 
+import math
 import os
 import platform
 import subprocess
@@ -12,7 +13,16 @@ from typing import Any
 
 import jax
 
-__all__ = ["compiled", "environment", "interleaved", "ratio", "saved_bytes", "temp_bytes"]
+__all__ = [
+    "compared",
+    "compiled",
+    "environment",
+    "interleaved",
+    "ratio",
+    "relative",
+    "saved_bytes",
+    "temp_bytes",
+]
 
 _ROOT = Path(__file__).parents[1]
 
@@ -156,3 +166,15 @@ def interleaved(
 def ratio(slow: list[float], fast: list[float]) -> float:
     """Median over the rounds of `interleaved` of one function's seconds over another's."""
     return median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+@jax.jit
+def compared(right: jax.Array, found: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Sum of squares of `right`; that of its difference to `found`, and the largest: scalars."""
+    difference = found - right
+    return (right**2).sum(), (difference**2).sum(), jax.numpy.abs(difference).max()
+
+
+def relative(error: float, energy: float) -> float:
+    """Root of a ratio of sums of squares; where all that is right is 0, the root of the error."""
+    return math.sqrt(error / energy if energy else error)

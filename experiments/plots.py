@@ -10,9 +10,16 @@ import numpy as np
 
 from experiments.extras import imported
 
-__all__ = ["COLORS", "curves", "png", "strip"]
+__all__ = ["COLORS", "curves", "heat", "jpeg", "png", "strip", "timeline"]
 
-COLORS = {"float32": "#64748b", "int8": "#0d9488"}
+COLORS = {
+    "float32": "#64748b",
+    "int8": "#0d9488",
+    "dense": "#64748b",
+    "exact": "#0d9488",
+    "threshold": "#d97706",
+    "changed": "#94a3b8",
+}
 
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: sharp, small, searchable
@@ -80,6 +87,54 @@ def strip(seconds: Mapping[str, Sequence[float]]) -> str:
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("milliseconds per step")
         return _svg(axes.figure)
+
+
+def timeline(
+    lines: Mapping[str, Sequence[float]], step: float, label: str, *, percent: bool = False
+) -> str:
+    """Values over time, one line each, named at its right end: ``<svg>``, twice as wide as others.
+
+    Args:
+      lines: ``{name: one value per step}``, names among `COLORS`.
+      step: seconds from one value to the next.
+      label: of the values.
+      percent: whether they are shares, to be written as percentages.
+    """
+    with imported("matplotlib").rc_context(_STYLE):
+        axes = _axes(width=9.6, height=2.4)
+        for name, values in lines.items():
+            seconds = step * np.arange(len(values))
+            axes.plot(seconds, values, color=COLORS[name], linewidth=1.2)
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(0, step * max(1, *(len(values) - 1 for values in lines.values())))
+        _name_ends(axes, [(values[-1], name, COLORS[name]) for name, values in lines.items()])
+        axes.set_xlabel("seconds")
+        axes.set_ylabel(label)
+        if percent:
+            axes.yaxis.set_major_formatter(imported("matplotlib.ticker").PercentFormatter(1, 0))
+        return _svg(axes.figure)
+
+
+def heat(shares: np.ndarray, size: Sequence[int]) -> str:
+    """Shares 0..1, float [rows, columns], as colours over a frame of (h, w): ``<svg>``."""
+    with imported("matplotlib").rc_context({**_STYLE, "axes.grid": False}):
+        axes = _axes(width=4.6, height=2.6)
+        drawn = axes.imshow(
+            shares, cmap="magma", vmin=0, vmax=1, extent=(0, size[1], size[0], 0), aspect="equal"
+        )
+        axes.set_axis_off()
+        axes.figure.colorbar(
+            drawn, format=imported("matplotlib.ticker").PercentFormatter(1, 0), shrink=0.8
+        ).outline.set_visible(False)
+        return _svg(axes.figure)
+
+
+def jpeg(image: np.ndarray) -> str:
+    """A photograph uint8 [h, w, 3] as a ``data:`` address."""
+    buffer = io.BytesIO()
+    settings = {"quality": 85}
+    imported("matplotlib.image").imsave(buffer, image, format="jpeg", pil_kwargs=settings)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def png(image: np.ndarray) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from experiments.extras import imported
@@ -79,7 +79,24 @@ def _sgq(record: Record) -> Any:
     return imported("rich.console").Group(arms, ways)
 
 
-TABLES: dict[str, Table] = {"octo": _octo, "sgq": _sgq}  # of the experiments
+def _pass(record: Record) -> Any:
+    """Both gates against the dense network."""
+    metrics = record["metrics"]
+    table = _table("PASS", "dense", "exact", "threshold")
+    add = lambda label, dense, show: table.add_row(
+        label, dense, *(show(metrics[arm]) for arm in ("exact", "threshold"))
+    )
+    add("speed-up over the clip", "1x", lambda arm: f"{arm['speedup']:.2f}x")
+    dense = f"{median(metrics['dense_ms']):.1f} ms"
+    add("frame, median", dense, lambda arm: f"{median(arm['ms']):.1f} ms")
+    add("patches recomputed", "100%", lambda arm: f"{mean(arm['active']):.1%}")
+    add("multiply-accumulates", "100%", lambda arm: f"{arm['macs_share']:.1%}")
+    add("output error", "0%", lambda arm: f"{arm['output_error']:.2%}")
+    add("largest difference", "0", lambda arm: f"{arm['largest_difference']:.3g}")
+    return table
+
+
+TABLES: dict[str, Table] = {"octo": _octo, "sgq": _sgq, "pass": _pass}  # of the experiments
 _PARTS: dict[str, Table] = {**TABLES, "octo": _compare}  # of the demo
 
 
@@ -97,7 +114,7 @@ def finished(table: Table, outcome: Outcome) -> Any:
 
 
 def demo(records: Mapping[str, Record], report: Path) -> Any:
-    """A table per part, and where the report is."""
+    """A table per part of the demo, and where the report is."""
     tables = (_PARTS[part](record) for part, record in records.items())
     return imported("rich.console").Group(*tables, f"report: [bold]{report}[/bold]")
 

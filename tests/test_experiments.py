@@ -287,7 +287,11 @@ class Links(HTMLParser):
 
 def test_demo_writes_a_self_contained_report(tmp_path, capsys):
     assert main(command("demo", "--smoke", "--set", *SMALLER, "--out", tmp_path)) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "results.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "pass.mp4",
+        "report.html",
+        "results.json",
+    ]
     records = results.read(tmp_path / "results.json")
     assert list(records) == list(demo.PARTS) == list(report.SECTIONS)
     octo = records["octo"]["metrics"]
@@ -301,7 +305,7 @@ def test_demo_writes_a_self_contained_report(tmp_path, capsys):
     assert links.fetched == []
     assert "url(http" not in page
     assert "@import" not in page
-    assert page.count("<svg") == 3 + 1  # of Octo, of SGQ
+    assert page.count("<svg") == 3 + 1 + 4  # of Octo, SGQ, PASS
     for record in records.values():
         assert record["command"] in page
     assert "report.html" in capsys.readouterr().out.replace("\n", "")
