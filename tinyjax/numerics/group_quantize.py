@@ -16,7 +16,6 @@ from jax import lax
 
 from tinyjax.numerics.grouping import channel_reach
 from tinyjax.numerics.layout import row_major
-from tinyjax.numerics.quantize import abs_max
 
 __all__ = ["group_dequantize", "group_quantize", "upper_half", "widened"]
 
@@ -30,8 +29,8 @@ def group_quantize(x: Array, ids: Array, groups: int, bits: int) -> tuple[Array,
 
     Args:
       x: float32 ``[n, m, c]``.
-      ids: int32 ``[c]``, below ``groups``: see :mod:`tinyjax.numerics.grouping`.
-      groups: how many there are.
+      ids: int32 ``[c]``, every id below ``groups`` equally often: see :func:`by_range`.
+      groups: how many there are; divides ``c``.
       bits: up to 8.
 
     Returns:
@@ -111,11 +110,7 @@ def widened(scale: Array) -> Array:
 
 def _scales(below: Array, above: Array, ids: Array, groups: int, bits: int) -> tuple[Array, Array]:
     """Scale bits uint16 and zero point int32 ``[n, groups]`` from each channel's reach."""
-    members = lax.iota(jnp.int32, groups)[:, None] == ids
-    below, above = (
-        abs_max(jnp.where(members, reach[:, None], jnp.float32(0)), axis=(2,))[..., 0]
-        for reach in (below, above)
-    )
+    below, above = (_largest(reach, ids, groups) for reach in (below, above))
     reach, levels = below + above, 2**bits - 1
     reach = jnp.where(reach < jnp.float32(2.0**127), reach, jnp.float32(jnp.nan))
     # Multiplied and floored at the smallest number with a reciprocal: see symmetric_scale.
@@ -123,3 +118,12 @@ def _scales(below: Array, above: Array, ids: Array, groups: int, bits: int) -> t
     scale = upper_half(jnp.where(step < jnp.float32(2.0**-126), jnp.float32(2.0**-126), step))
     zero_point = jnp.rint(below * (jnp.float32(1) / widened(scale))).astype(jnp.int32)
     return scale, lax.clamp(jnp.int32(0), zero_point, jnp.int32(levels))
+
+
+def _largest(reach: Array, ids: Array, groups: int) -> Array:
+    """The largest magnitude of each group, or its NaN: float32 ``[n, c]`` to ``[n, groups]``."""
+    # Only this small array is put in order of group; the features stay where they are. Bits of
+    # magnitudes are ordered as the magnitudes, with NaN on top, which float maxima pass over.
+    bits = lax.bitcast_convert_type(jnp.abs(reach), jnp.int32)[:, jnp.argsort(ids)]
+    largest = jnp.max(bits.reshape(len(reach), groups, -1), axis=2)
+    return lax.bitcast_convert_type(largest, jnp.float32)
