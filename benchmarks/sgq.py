@@ -13,8 +13,9 @@ Cases:
 ``int8``, ``int4``
     One scale for the whole tensor, through the same code.
 ``int4_zstd``
-    INT4's frame through zstandard at level 1, compression and checksum included in the speed: the
-    strongest simple rival.
+    INT4's frame through zstandard at level 1, compression and checksum included in the speed: a
+    strong simple rival. Codes packed by pairs of channels instead of rows make it a seventh
+    smaller still.
 ``sgq_zstd``
     SGQ's frame through the same.
 ``memcpy``

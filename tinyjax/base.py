@@ -231,7 +231,7 @@ class Codec(NamedTuple):
     """How features cross a cut in a network, and gradients cross it back: four pure functions.
 
     Codes are pytrees of arrays with shapes that follow from those of what is encoded, so that all
-    four work inside ``jit`` and ``vmap``; ``tinyjax.wire`` turns them into bytes.
+    four work inside ``jit`` and ``vmap``; ``tinyjax.wire`` turns those of SGQ into bytes.
 
     Attributes:
       encode: ``encode(x) -> code``.
