@@ -233,7 +233,7 @@ def _watched(
     images: Iterable[np.ndarray],
     watch: Watch,
 ) -> dict[str, list[_Seen]]:
-    """Every program on every frame, in turn; on odd frames backwards, so that none is favoured."""
+    """Every program on every frame, in turn; who is first changes, so that none is favoured."""
     states = {name: program.fresh() for name, program in programs.items()}
     seen: dict[str, list[_Seen]] = {name: [] for name in programs}
     before: dict[str, jax.Array] = {}
@@ -241,7 +241,8 @@ def _watched(
         # The states are given away, so what is compared later is copied first.
         refs = {name: np.array(states[name].ref) for name in ARMS}
         outs, ms = {}, {}
-        for name in list(programs)[:: -1 if index % 2 else 1]:
+        first = index % len(programs)
+        for name in [*programs][first:] + [*programs][:first]:
             start = time.perf_counter()
             result = programs[name].call(states[name], params, image)
             states[name], outs[name] = jax.block_until_ready(result)
