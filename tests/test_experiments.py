@@ -44,7 +44,7 @@ def test_models_have_the_stated_size(model, shape, parameters):
 def test_the_backbone_quarters_an_image_and_sees_what_it_says():
     model = models.Backbone()
     image = jnp.zeros((1, 64, 64, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), image)
+    variables = jax.jit(model.init)(jax.random.key(0), image[:, :4, :4])
     plain = jax.jit(model.apply)(variables, image)
     assert plain.shape == (1, 16, 16, 64)
     touched = jax.jit(model.apply)(variables, image.at[:, 32, 32].set(1)) != plain
