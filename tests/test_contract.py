@@ -208,7 +208,7 @@ def test_blocks_refuse_steps_and_functions_without_blocks(skipping, model):
     (_, step), _ = model
     with pytest.raises(ValueError, match="which a train step cannot return"):
         tx(step)
-    with pytest.raises(ValueError, match="no convolution of this function"):
+    with pytest.raises(ValueError, match="no product of this function"):
         rewrite(tx, lambda p, x: x * p["w"]).init({"w": jnp.ones(3)}, xs[:1])
 
 

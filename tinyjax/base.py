@@ -214,7 +214,8 @@ class Rewritten(NamedTuple):
     Attributes:
       init: ``init(params, *args, **kwargs) -> vars``: variables by site path; from a transform of
         blocks, its state before the first frame.
-      apply: ``apply(vars, params, *args, key=None, **kwargs) -> (out, vars)``.
+      apply: ``apply(vars, params, *args, key=None, **kwargs) -> (out, vars)``; a transform of
+        blocks takes no key.
 
     Example:
       >>> import jax.numpy as jnp, tinyjax

@@ -205,10 +205,10 @@ def holds(eqn: compat.Eqn, is_site: IsSite) -> bool:
     return any(is_site(inner) for region in regions for inner, _ in compat.equations(region))
 
 
-def readers(jaxpr: compat.Jaxpr) -> dict[Any, set[int]]:
-    """Variable -> ids of what reads it: equations, and the jaxpr itself for its outputs."""
+def readers(jaxpr: compat.Jaxpr, eqns: Sequence[compat.Eqn]) -> dict[Any, set[int]]:
+    """Variable -> ids of what reads it: of these equations, and the jaxpr's for its outputs."""
     found: dict[Any, set[int]] = {}
-    for reader, reads in [*((e, e.invars) for e in jaxpr.eqns), (jaxpr, jaxpr.outvars)]:
+    for reader, reads in [*((e, e.invars) for e in eqns), (jaxpr, jaxpr.outvars)]:
         for v in reads:
             if not compat.is_literal(v):
                 found.setdefault(v, set()).add(id(reader))

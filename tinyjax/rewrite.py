@@ -167,7 +167,7 @@ class _Run(NamedTuple):
         """Evaluates one jaxpr; returns its outputs and the variables of the sites in it."""
         early, order, epilogues = graph.plan(jaxpr, self.is_site)
         env = dict(zip([*jaxpr.constvars, *jaxpr.invars], values, strict=True))
-        readers = graph.readers(jaxpr)
+        readers = graph.readers(jaxpr, jaxpr.eqns)
         changed: dict[str, Vars] = {}
         for eqn in [*early, *order]:
             if self.is_site(eqn):

@@ -20,7 +20,7 @@ def conv(x, w, stride=1, padding="SAME", dilation=1, groups=1):
     return lax.conv_general_dilated(
         x,
         w,
-        (stride, stride),
+        stride if isinstance(stride, tuple) else (stride, stride),
         padding,
         rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -69,15 +69,19 @@ def close(got, want, limit):
 
 
 def random_chain(seed):
-    """A chain of local operations of every kind, its parameters, and a frame size."""
+    """A chain of local operations of every kind, its parameters, and a frame size.
+
+    Whether there is a product in it comes last: without one there is nothing to skip.
+    """
     rng = np.random.default_rng(seed)
     params, layers, width = {}, [], int(rng.integers(1, 4))
     channels = width
     for i in range(int(rng.integers(1, 6))):
         kind = rng.choice(["conv", "conv", "conv", "depthwise", "pool", "mean", "dot"])
-        k, stride = int(rng.choice([1, 3, 3, 5])), int(rng.choice([1, 1, 1, 2]))
-        padding = str(rng.choice(["SAME", "SAME", "VALID"]))
-        dilation = int(rng.choice([1, 1, 2])) if stride == 1 else 1
+        k = int(rng.choice([1, 2, 3, 3, 5]))
+        stride = [(1, 1), (1, 1), (1, 1), (2, 2), (2, 1)][rng.integers(5)]
+        padding = ["SAME", "SAME", "VALID", ((1, 2), (0, 1)), ((-1, 1), (2, -2))][rng.integers(5)]
+        dilation = int(rng.choice([1, 1, 2])) if stride == (1, 1) else 1
         if kind in ("conv", "depthwise"):
             groups = channels if kind == "depthwise" else 1
             features = channels if kind == "depthwise" else int(rng.integers(2, 9))
@@ -91,13 +95,14 @@ def random_chain(seed):
             params[f"w{i}"], channels = w.astype(np.float32), 4
             layers.append((kind, i, {}))
         else:
-            layers.append((kind, i, dict(window=(3, 3), strides=(stride, stride), padding="SAME")))
+            layers.append((kind, i, dict(window=(3, 3), strides=stride, padding="SAME")))
 
     def apply(params, x):
         for kind, i, options in layers:
             if kind == "conv":
-                x = conv(x, params[f"w{i}"], **options) + params[f"b{i}"]
-                x = (nn.relu, nn.silu, jnp.tanh, nn.elu)[i % 4](x)
+                y = conv(x, params[f"w{i}"], **options) + params[f"b{i}"]
+                y = (nn.relu, nn.silu, jnp.tanh, nn.elu)[i % 4](y)
+                x = x + y if x.shape == y.shape else y  # a residual where there can be one
             elif kind == "dot":
                 x = x @ params[f"w{i}"]
             else:
@@ -114,7 +119,7 @@ def test_random_chains_equal_dense(seed):
     apply, params, shape, heavy = random_chain(seed)
     frames = video(np.random.default_rng(seed), shape)
     if not heavy:
-        with pytest.raises(ValueError, match="no convolution of this function"):
+        with pytest.raises(ValueError, match="no product of this function"):
             next(follow(apply, params, frames, patch=8))
         return
     dense, skipped = jax.jit(apply), 0
@@ -186,6 +191,103 @@ def test_an_unmodified_model_with_several_blocks_and_a_head(patch, count, rng):
         assert close(out["map"], want["map"], 1e-6)
         assert close(out["class"], want["class"], 1e-6)
         assert len(state.active) == count
+
+
+def weights(*shapes):
+    rng = np.random.default_rng(5)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def deep(p, x):
+    for w in p:
+        x = nn.relu(conv(x, w, 2)) if w.shape[0] == 3 else conv(x, w)
+    return x
+
+
+ODD = {
+    # What is wider than the frame, in samples or in rows, is not of the frame.
+    "more samples": (lambda p, x: conv(x, p[0]) * p[1], [(3, 3, 2, 4), (5, 1, 1, 1)], (16, 16), 4),
+    "more samples, broadcast": (
+        lambda p, x: conv(x, p[0]) + jnp.broadcast_to(p[1], (5, 16, 16, 4)),
+        [(3, 3, 2, 4), (4,)],
+        (16, 16),
+        4,
+    ),
+    "more rows": (
+        lambda p, x: x @ p[0] + jnp.broadcast_to(p[1], (1, 5, 30, 4)),
+        [(2, 4), (4,)],
+        (1, 30),
+        1,
+    ),
+    # Outputs of one size and two scales cannot share cells.
+    "two scales": (
+        lambda p, x: (conv(x, p[0], 2), conv(x, p[1], padding=((0, -16), (0, -16)))),
+        [(3, 3, 2, 4), (1, 1, 2, 3)],
+        (32, 32),
+        8,
+    ),
+    "products by position": (
+        lambda p, x: lax.dot_general(conv(x, p[1]), p[0], (((3,), (1,)), ((2,), (0,)))),
+        [(16, 2, 3), (3, 3, 2, 2)],
+        (32, 16),
+        16,
+    ),
+    # Windows that are larger than the frame, and grids of one row.
+    "patch is the frame": (lambda p, x: conv(x, p[0]), [(3, 3, 2, 4)], (16, 16), 16),
+    "hardly larger": (
+        lambda p, x: conv(nn.relu(conv(x, p[0])), p[1]),
+        [(3, 3, 2, 4), (3, 3, 4, 2)],
+        (17, 18),
+        16,
+    ),
+    "one row": (lambda p, x: conv(x, p[0]), [(3, 3, 2, 4)], (4, 30), 4),
+    "deep": (deep, [(3, 3, 2, 4), (3, 3, 4, 4), (3, 3, 4, 4), (1, 1, 4, 4)], (128, 136), 16),
+    "a constant per position": (
+        lambda p, x: conv(conv(x, p[0]) + p[1], p[0][:, :, :, :2]),
+        [(3, 3, 2, 2), (1, 24, 24, 1)],
+        (24, 24),
+        4,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("dense_above", [0.65, 1.0])
+def test_odd_shapes_are_computed_in_full_or_right(name, dense_above, rng):
+    apply, shapes, size, patch = ODD[name]
+    params, frames = weights(*shapes), video(rng, (*size, 2), frames=6)
+    frames.insert(2, frames[0].at[0, -1, -1].add(1.0))
+    for _, out, want, _ in follow(apply, params, frames, patch=patch, dense_above=dense_above):
+        assert all(map(lambda a, b: close(a, b, 1e-6), jax.tree.leaves(out), jax.tree.leaves(want)))
+
+
+def test_the_sign_of_zero_is_no_change_and_leaves_no_trace():
+    frame = jnp.zeros((1, 16, 16, 1)).at[0, 0, 0].set(1.0)
+    frames = [frame, frame.at[0, 0, 3].set(-0.0), frame.at[0, 0, 3].set(-0.0).at[0, 0, 0].set(2.0)]
+    apply = lambda w, x: conv(1 / x, w)
+    for gate in (exact, lambda x, ref, patch: jnp.ones((4, 4), bool)):
+        options = dict(patch=4, gate=gate, dense_above=1.0)
+        for x, out, of_ref, state in follow(apply, jnp.ones((3, 3, 1, 1)), frames, **options):
+            np.testing.assert_array_equal(state.ref, x)
+            np.testing.assert_array_equal(out, of_ref)
+
+
+def test_a_key_is_the_function_s_own(rng):
+    (w,), frame = weights((3, 3, 2, 2)), jnp.zeros((1, 16, 16, 2))
+    noisy = lambda p, x, key=None: conv(x, p) + jax.random.normal(key, ())
+    with pytest.raises(ValueError, match=r"expected one frame .* bind everything else") as error:
+        rewrite(pass_skip(patch=4), noisy).init(w, frame, key=jax.random.key(0))
+    one_sentence(error)
+
+
+def test_with_64_bit_numbers(rng):
+    with jax.enable_x64(True):
+        w = jnp.asarray(rng.normal(size=(3, 3, 2, 2)))
+        frames = [x.astype(jnp.float64) for x in video(rng, (20, 20, 2), frames=5)]
+        for gate in (exact, threshold(0.5)):
+            for _, out, of_ref, _ in follow(lambda w, x: conv(x, w), w, frames, patch=4, gate=gate):
+                assert out.dtype == jnp.float64
+                assert close(out, of_ref, 1e-12)
 
 
 # --- gates ---------------------------------------------------------------------------------------
@@ -382,8 +484,8 @@ def one_sentence(error):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: pass_skip(patch=0), "patch is 0: use a whole number"),
-        (lambda: pass_skip(patch=2.5), "patch is 2.5: use a whole number"),
+        (lambda: pass_skip(patch=0), "patch is 0: use an int from 1 up"),
+        (lambda: pass_skip(patch=2.5), "patch is 2.5: use an int from 1 up"),
         (lambda: pass_skip(dense_above=1.5), "dense_above is 1.5: use a share"),
         (lambda: threshold(-1.0), "limit is -1.0: use a number from 0 up"),
         (lambda: threshold(float("nan")), "limit is nan"),
@@ -418,10 +520,13 @@ def test_hostile_frames_and_masks_are_refused(rng):
             rewrite(pass_skip(patch=16), apply_any).apply(state, params, x)
         one_sentence(error)
     for mask in (np.ones((4, 4), bool), np.ones((3, 5), bool)):
-        with pytest.raises(ValueError, match="does not tile the frame: give bool") as error:
+        with pytest.raises(ValueError, match="does not tile the frame: give a bool array") as error:
             rewrite(pass_skip(patch=16, gate=static(mask)), apply).apply(state, params, frame)
         one_sentence(error)
     gate = lambda x, ref, patch: jnp.ones((4, 5))
+    with pytest.raises(ValueError, match="does not tile the frame") as error:
+        rewrite(pass_skip(patch=16, gate=lambda *given: [True]), apply).apply(state, params, frame)
+    one_sentence(error)
     with pytest.raises(ValueError, match="does not tile the frame") as error:
         rewrite(pass_skip(patch=16, gate=gate), apply).apply(state, params, frame)
     with pytest.raises(ValueError, match="made for another function or patch") as error:
@@ -440,7 +545,7 @@ def test_functions_without_blocks_are_refused(rng):
         lambda w, x: x + 1,
         lambda w, x: conv(x, w, stride=3),  # does not divide the patch
     ):
-        with pytest.raises(ValueError, match="no convolution of this function") as error:
+        with pytest.raises(ValueError, match="no product of this function") as error:
             rewrite(pass_skip(patch=16), apply).init(w, frame)
         one_sentence(error)
     with pytest.raises(ValueError, match="expected one frame"):

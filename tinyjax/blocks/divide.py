@@ -21,7 +21,7 @@ class Block(NamedTuple):
 
     steps: tuple[Step, ...]
     ins: tuple[Var, ...]
-    outs: tuple[Var, ...]  # all of one size
+    outs: tuple[Var, ...]  # all of one layout
     cells: dict[Var, Pair]  # tensor -> positions of a cell
     halos: dict[Var, Halo]  # tensor -> what a window of it holds around its cell
     sizes: dict[Var, Pair]  # tensor -> height and width
@@ -41,9 +41,9 @@ class Blocks(NamedTuple):
 def divide(flat: graph.Flat, patch: int) -> Blocks:
     """Divides a traced function into blocks.
 
-    A block ends before the operation with which its windows would reach out by more than half a
-    patch, unless that is its first product, or its cells would no longer fit. ``patch`` is the
-    side of a cell at the block's input.
+    A block ends before the operation with which its halos, before and after a cell together, would
+    exceed half a cell, unless that is its first product, or with which its cells would no longer
+    fit. ``patch`` is the side of a cell at the block's input.
 
     Args:
       flat: the function, custom derivatives entered.
@@ -57,8 +57,9 @@ def divide(flat: graph.Flat, patch: int) -> Blocks:
     frame = _frame(flat, patch)
     shape = frame.aval.shape
     layouts = {frame: Layout(shape[1:3], (1, 1))}
-    early, steps, tail = _sort(jaxpr, frame, layouts)
-    readers = graph.readers(jaxpr)
+    live = _live(jaxpr)
+    early, steps, tail = _sort(live, frame, layouts)
+    readers = graph.readers(jaxpr, live)
     blocks: list[Block] = []
     while steps:
         block = _longest(steps, layouts, readers, patch)
@@ -68,8 +69,8 @@ def divide(flat: graph.Flat, patch: int) -> Blocks:
         steps = steps[len(block.steps) :]
     if not blocks:
         raise ValueError(
-            f"no convolution of this function can be computed in patches of {patch}: it must read "
-            f"the frame {shape} through local operations only, and its strides divide the patch"
+            f"no product of this function can be computed in patches of {patch}: it must read the "
+            f"frame {shape} through local operations only, and its strides divide the patch"
         )
     rest = {id(step.eqn) for step in steps} | {id(eqn) for eqn in tail}
     return Blocks(jaxpr, frame, early, blocks, [eqn for eqn in jaxpr.eqns if id(eqn) in rest])
@@ -92,14 +93,14 @@ def _frame(flat: graph.Flat, patch: int) -> Var:
 
 
 def _sort(
-    jaxpr: compat.Jaxpr, frame: Var, layouts: dict[Var, Layout]
+    eqns: Sequence[compat.Eqn], frame: Var, layouts: dict[Var, Layout]
 ) -> tuple[list[compat.Eqn], list[Step], list[compat.Eqn]]:
     """The equations that see no frame, the local operations, all others; fills in ``layouts``."""
     early: list[compat.Eqn] = []
     steps: list[Step] = []
     tail: list[compat.Eqn] = []
     framed, makers = {frame}, {}
-    for eqn in _live(jaxpr):
+    for eqn in eqns:
         if not any(not compat.is_literal(v) and v in framed for v in eqn.invars):
             early.append(eqn)
             makers.update(dict.fromkeys(eqn.outvars, eqn))
@@ -133,7 +134,7 @@ def _longest(
     for end, step in enumerate(steps, 1):
         block = _block(steps[:end], layouts, readers, patch)
         if block is None and longest is not None and step.geometry is not None:
-            break  # elementwise work never widens a window, so the block ends here
+            break  # only what has a geometry widens windows: whatever follows would not fit either
         longest = block or longest
     return longest
 
@@ -146,15 +147,15 @@ def _block(
     ins = tuple(dict.fromkeys(v for step in steps for v in step.reads if v not in made))
     outs = tuple(step.out for step in steps if readers[step.out] - own)
     products = sum(step.eqn.primitive.name in compat.KINDS for step in steps)
-    if not products or len({layouts[v].size for v in outs}) != 1:
+    if not products or len({layouts[v] for v in outs}) != 1:
         return None
     cells, halos = _cells((*ins, *made), layouts, patch), _halos(steps, outs)
     size = layouts[outs[0]].size
     if cells is None or any(c > h for c, h in zip(cells[outs[0]], size, strict=True)):
         return None
-    reach = [low + high for v in ins for low, high in zip(*halos[v], strict=True)]
+    margins = [low + high for v in ins for low, high in zip(*halos[v], strict=True)]
     sides = [side for v in ins for side in cells[v]]
-    wide = any(2 * r > side for r, side in zip(reach, sides, strict=True))
+    wide = any(2 * margin > side for margin, side in zip(margins, sides, strict=True))
     if wide and products > 1:
         return None
     sizes = {v: layouts[v].size for v in cells}

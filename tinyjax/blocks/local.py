@@ -26,17 +26,28 @@ Var = Any  # a variable of a jaxpr
 POINTWISE = frozenset(
     {
         "abs",
+        "acos",
+        "acosh",
         "add",
         "and",
+        "asin",
+        "asinh",
+        "atan",
+        "atan2",
+        "atanh",
+        "cbrt",
         "ceil",
         "clamp",
         "convert_element_type",
         "copy",
         "copy_p",
         "cos",
+        "cosh",
         "div",
         "eq",
         "erf",
+        "erf_inv",
+        "erfc",
         "exp",
         "exp2",
         "expm1",
@@ -56,15 +67,18 @@ POINTWISE = frozenset(
         "name",
         "ne",
         "neg",
+        "nextafter",
         "not",
         "or",
         "pow",
+        "reduce_precision",
         "rem",
         "round",
         "rsqrt",
         "select_n",
         "sign",
         "sin",
+        "sinh",
         "sqrt",
         "square",
         "stop_gradient",
@@ -87,13 +101,13 @@ class Halo(NamedTuple):
 class Geometry(NamedTuple):
     """What positions an operation reads: ``out[i]`` reads ``x[stride * i - before + t]``.
 
-    Here ``0 <= t < reach``, along each axis; ``outside`` is what the operation finds outside the
+    Here ``0 <= t < extent``, along each axis; ``outside`` is what the operation finds outside the
     frame, or None if it never looks there.
     """
 
     stride: Pair
     before: Pair
-    reach: Pair
+    extent: Pair
     outside: float | None
 
 
@@ -129,15 +143,18 @@ def local(
         return None
     (out,), layout = eqn.outvars, layouts[reads[0]]
     others = [v for v in eqn.invars if v not in reads]
+    # An operand may be larger than the frame (more rows, more samples), and then so is the result.
+    same = len(out.aval.shape) == 4 and out.aval.shape[:3] == (1, *layout.size)
     if eqn.primitive.name in POINTWISE:
         alike = all(layouts[v] == layout for v in reads)
-        fits = alike and all(_uniform(v, makers) for v in others)
+        fits = same and alike and all(_uniform(v, makers) for v in others)
         return (Step(eqn, reads, out, None), layout) if fits else None
     if len(reads) > 1 or eqn.invars[0] not in reads or len(others) + 1 != len(eqn.invars):
         return None
     if eqn.primitive.name == compat.DOT:
-        mixes_channels = eqn.params["dimension_numbers"][0][0] == (3,) and len(out.aval.shape) == 4
-        return (Step(eqn, reads, out, None), layout) if mixes_channels else None
+        (contracted, _), (batch, _) = eqn.params["dimension_numbers"]
+        fits = same and tuple(contracted) == (3,) and not batch
+        return (Step(eqn, reads, out, None), layout) if fits else None
     if (geometry := _geometry(eqn)) is None:
         return None
     scale = tuple(a * b for a, b in zip(layout.scale, geometry.stride, strict=True))
@@ -145,7 +162,10 @@ def local(
 
 
 def _uniform(atom: Any, makers: dict[Var, compat.Eqn]) -> bool:
-    """Whether an operand without a frame is the same at every position of one."""
+    """Whether an operand without a frame is the same at every position of one.
+
+    Sides of 1 are, since elementwise primitives broadcast them.
+    """
     shape = atom.aval.shape
     if not shape or shape[1:3] == (1, 1):
         return True
@@ -177,10 +197,10 @@ def _geometry(eqn: compat.Eqn) -> Geometry | None:
         outside = POOLS[name]
     else:
         return None
-    reach = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
+    extent = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
     looks = any(side for pair in padding for side in pair)
     before = tuple(low for low, _ in padding)
-    return Geometry(tuple(stride), before, reach, outside if looks else None)
+    return Geometry(tuple(stride), before, extent, outside if looks else None)
 
 
 def widen(geometry: Geometry | None, halo: Halo) -> Halo:

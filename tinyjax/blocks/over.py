@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from tinyjax import compat, graph
-from tinyjax.base import Array, BlockTransform, Rewritten, Vars
+from tinyjax.base import BlockTransform, Rewritten, Vars
 from tinyjax.blocks.divide import Blocks, divide
 
 __all__ = ["over_blocks"]
@@ -24,10 +24,8 @@ def over_blocks(tx: BlockTransform, apply: Callable[..., Any]) -> Rewritten:
     def init(params: Any, *args: Any, **kwargs: Any) -> Vars:
         return tx.init(divided(params, args, kwargs)[1])
 
-    def transformed(
-        vars: Vars, params: Any, /, *args: Any, key: Array | None = None, **kwargs: Any
-    ) -> tuple[Any, Vars]:
-        del key  # nothing here is random
+    # Nothing here is random, so a key, if there is one, is the function's own.
+    def transformed(vars: Vars, params: Any, /, *args: Any, **kwargs: Any) -> tuple[Any, Vars]:
         flat, parts = divided(params, args, kwargs)
         outs, vars = tx.call(parts, vars, flat.values)
         return jax.tree.unflatten(flat.out_tree, outs), vars

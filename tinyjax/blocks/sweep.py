@@ -18,7 +18,7 @@ from jax import lax
 from tinyjax.blocks.divide import Block
 from tinyjax.blocks.local import Var
 from tinyjax.blocks.windows import Index, corner, run_frame, run_window
-from tinyjax.numerics.patches import differs, spread, window_any
+from tinyjax.numerics.patches import differs, read_part, spread, window_any, write_part
 
 __all__ = ["active_cells", "effective_input", "run_block"]
 
@@ -32,7 +32,7 @@ def active_cells(block: Block, changed: Mapping[Var, Mask]) -> Mask:
     def found() -> Array:
         cells = jnp.zeros(block.grid, bool)
         for v in block.ins:
-            flags, halo = jnp.asarray(changed[v]), block.halos[v]
+            flags, halo = jnp.asarray(changed[v])[0], block.halos[v]
             cells |= window_any(flags, block.cells[v], halo.low, halo.high, block.grid)
         return cells
 
@@ -61,10 +61,10 @@ def run_block(
       watched: tensors of which it matters where they change.
 
     Returns:
-      The outputs, and where the watched ones changed: bool ``[h, w, 1]``.
+      The outputs, and where the watched ones changed: bool ``[1, h, w, 1]``.
     """
     kept = [v for v in block.outs if v in watched]
-    shapes = [(*block.sizes[v], 1) for v in kept]
+    shapes = [(1, *block.sizes[v], 1) for v in kept]
 
     def entire(old: list[Array]) -> tuple[list[Array], list[Array]]:
         del old  # all counts as changed: comparing would cost what is saved behind it
@@ -86,18 +86,14 @@ def _one_cell(
     carry: tuple[list[Array], list[Array]],
 ) -> tuple[list[Array], list[Array]]:
     """Computes one cell anew and marks where the watched outputs changed."""
-    outs, flags = carry
-    at = corner(block, block.outs[0], index)
-    new = run_window(block, env, index)
-    pairs = zip(outs, new, watched, strict=True)
-    marks = [_changed(_part(out, at, part), part) for out, part, seen in pairs if seen]
-    # A cell at the border lies over its neighbour: what that one marked stays marked.
-    marks = [mark | _marks(flag, at, mark) for mark, flag in zip(marks, flags, strict=True)]
-    # Without a barrier between reading and writing, XLA copies the whole output in every turn.
-    marks, new, outs = lax.optimization_barrier((marks, new, outs))
-    outs = [lax.dynamic_update_slice(o, n, (0, *at, 0)) for o, n in zip(outs, new, strict=True)]
-    flags = [lax.dynamic_update_slice(f, m, (*at, 0)) for f, m in zip(flags, marks, strict=True)]
-    return outs, flags
+    olds, flags = carry
+    at, rest, outs, marked = corner(block, block.outs[0], index), iter(flags), [], []
+    for old, new, seen in zip(olds, run_window(block, env, index), watched, strict=True):
+        if seen:
+            old, marks = _put(old, next(rest), new, at)
+            marked.append(marks)
+        outs.append(old if seen else write_part(old, new, at))
+    return outs, marked
 
 
 def effective_input(
@@ -113,9 +109,9 @@ def effective_input(
       patch: side of a patch.
 
     Returns:
-      ``[1, h, w, c]``; bool ``[h, w, 1]``, of a mask known beforehand all of its patches, NumPy's.
+      ``[1, h, w, c]``; bool ``[1, h, w, 1]``, of a NumPy mask NumPy's: all of its patches.
     """
-    shape = (*x.shape[1:3], 1)
+    shape = (1, *x.shape[1:3], 1)
     one = functools.partial(_one_patch, x, patch)
     ref, flags = lax.cond(
         whole,
@@ -126,26 +122,49 @@ def effective_input(
     if not isinstance(taken, np.ndarray):
         return ref, flags
     with jax.ensure_compile_time_eval():
-        return ref, np.asarray(spread(jnp.asarray(taken), (patch, patch), shape[:2]))[..., None]
+        wide = spread(jnp.asarray(taken), (patch, patch), shape[1:3])
+        return ref, np.asarray(wide).reshape(shape)
 
 
 def _one_patch(
     x: Array, patch: int, index: Index, carry: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     """Takes one patch of ``x``; one at the border, moved inside, leaves its neighbour alone."""
-    ref, flags = carry
-    begin = [i * jnp.int32(patch) for i in index]
-    at = [jnp.minimum(o, jnp.int32(h - patch)) for o, h in zip(begin, x.shape[1:3], strict=True)]
-    new = lax.dynamic_slice(x, (0, *at, 0), (1, patch, patch, x.shape[3]))
-    old = _part(ref, at, new)
-    own = jnp.ones((patch, patch, 1), bool)
-    for axis in (0, 1):
-        place = lax.broadcasted_iota(jnp.int32, own.shape, axis) + at[axis]
-        own = own & (place >= begin[axis])
-    marks = (_changed(old, new) & own) | _marks(flags, at, own)
-    new, marks, ref = lax.optimization_barrier((jnp.where(own, new, old), marks, ref))
-    ref = lax.dynamic_update_slice(ref, new, (0, *at, 0))
-    return ref, lax.dynamic_update_slice(flags, marks, (*at, 0))
+    corner = [i * jnp.int32(patch) for i in index]
+    row, col = (
+        jnp.minimum(o, jnp.int32(h - patch)) for o, h in zip(corner, x.shape[1:3], strict=True)
+    )
+    own = jnp.ones((), bool)
+    for axis, (start, first) in enumerate(zip((row, col), corner, strict=True)):
+        own = own & (
+            lax.broadcasted_iota(jnp.int32, (1, patch, patch, 1), axis + 1) + start >= first
+        )
+    return _put(*carry, read_part(x, (row, col), (patch, patch)), (row, col), own)
+
+
+def _put(
+    whole: Array, flags: Array, new: Array, at: Index, own: Array | bool = True
+) -> tuple[Array, Array]:
+    """Writes a part into a frame where it differs, and marks where it does.
+
+    Args:
+      whole: ``[1, h, w, c]``.
+      flags: bool ``[1, h, w, 1]``; what an overlapping part has marked stays marked.
+      new: the part.
+      at: where it begins.
+      own: bool ``[1, rows, cols, 1]``: where the part may write.
+
+    Returns:
+      ``whole`` and ``flags``, updated.
+    """
+    old = read_part(whole, at, new.shape[1:3])
+    differ = differs(old, new) & own
+    marks = differ.any(3, keepdims=True) | read_part(flags, at, new.shape[1:3])
+    # Nothing may change without a mark, and -0.0 compares equal to 0.0.
+    part = jnp.where(differ, new, old)
+    # Without a barrier between reading and writing, XLA copies the whole frame in every turn.
+    part, marks, whole, flags = lax.optimization_barrier((part, marks, whole, flags))
+    return write_part(whole, part, at), write_part(flags, marks, at)
 
 
 def _for_each(cells: Mask, one: Callable[[Index, Any], Any], carry: Any) -> Any:
@@ -160,18 +179,3 @@ def _for_each(cells: Mask, one: Callable[[Index, Any], Any], carry: Any) -> Any:
         return carry
     turn = lambda k, carry: one((ids[k] // cols, ids[k] % cols), carry)
     return lax.fori_loop(0, count, turn, carry)
-
-
-def _part(whole: Array, at: Any, part: Array) -> Array:
-    """Where ``part`` lies in a frame, what is there now."""
-    return lax.dynamic_slice(whole, (0, *at, 0), part.shape)
-
-
-def _marks(flags: Array, at: Any, part: Array) -> Array:
-    """The flags where ``part`` lies."""
-    return lax.dynamic_slice(flags, (*at, 0), part.shape)
-
-
-def _changed(old: Array, new: Array) -> Array:
-    """Where any channel differs: bool ``[h, w, 1]``, of ``[1, h, w, c]``."""
-    return differs(old, new).any(3)[0, ..., None]

@@ -18,7 +18,7 @@ from jax import lax
 from tinyjax import compat
 from tinyjax.blocks.divide import Block, Blocks
 from tinyjax.blocks.local import Halo, Step, Var, widen
-from tinyjax.numerics.patches import Pair, origins, read_window
+from tinyjax.numerics.patches import Pair, origins, read_part, read_window
 
 __all__ = ["Index", "begin", "corner", "finish", "run_frame", "run_window"]
 
@@ -59,10 +59,12 @@ def run_window(block: Block, env: Env, index: Index) -> list[Array]:
 
     It belongs at :func:`corner` of ``block.outs[0]``.
     """
-    rows, cols = (jnp.asarray(_inside(block, axis)) for axis in (0, 1))
+    rows, cols = (_inside(block, axis) for axis in (0, 1))
     inner = lambda: _window(block, env, index, at_border=False)
     outer = lambda: _window(block, env, index, at_border=True)
-    return lax.cond(rows[index[0]] & cols[index[1]], inner, outer)
+    if not (rows.any() and cols.any()):
+        return outer()  # the inner branch could not even be traced: windows exceed the frame
+    return lax.cond(jnp.asarray(rows)[index[0]] & jnp.asarray(cols)[index[1]], inner, outer)
 
 
 def corner(block: Block, v: Var, index: Index) -> Index:
@@ -84,7 +86,7 @@ def _corners(block: Block, v: Var, axis: int) -> np.ndarray:
     return ratio * np.array(origins(block.grid[axis], cell, size))
 
 
-def _reach(block: Block, v: Var, axis: int) -> tuple[np.ndarray, np.ndarray]:
+def _beyond(block: Block, v: Var, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """How far each window of tensor ``v`` reaches out of the frame, before and after."""
     (low, high), start = (pair[axis] for pair in block.halos[v]), _corners(block, v, axis)
     return low - start, start + block.cells[v][axis] + high - block.sizes[v][axis]
@@ -92,7 +94,7 @@ def _reach(block: Block, v: Var, axis: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _inside(block: Block, axis: int) -> np.ndarray:
     """Along one axis, the cells whose windows of every tensor lie in the frame: bool."""
-    out = [np.maximum(*_reach(block, v, axis)) > 0 for v in block.halos]
+    out = [np.maximum(*_beyond(block, v, axis)) > 0 for v in block.halos]
     return ~np.any(out, axis=0)
 
 
@@ -116,9 +118,8 @@ def _read(block: Block, x: Array, v: Var, index: Index, at_border: bool) -> Arra
     start = (row - jnp.int32(low[0]), col - jnp.int32(low[1]))
     size: Pair = (cell[0] + low[0] + high[0], cell[1] + low[1] + high[1])
     if not at_border:
-        zero = jnp.int32(0)
-        return lax.dynamic_slice(x, (zero, *start, zero), (1, *size, x.shape[3]))
-    before, after = zip(*(_reach(block, v, axis) for axis in (0, 1)), strict=True)
+        return read_part(x, start, size)
+    before, after = zip(*(_beyond(block, v, axis) for axis in (0, 1)), strict=True)
     beyond = tuple(
         (max(0, int(a.max())), max(0, int(b.max()))) for a, b in zip(before, after, strict=True)
     )

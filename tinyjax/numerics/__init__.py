@@ -20,7 +20,7 @@ from tinyjax.numerics.integer_ops import (
 )
 from tinyjax.numerics.layout import keep, row_major
 from tinyjax.numerics.packing import pack_bits, per_byte, unpack_bits
-from tinyjax.numerics.patches import differs, read_window, spread, tiles, window_any
+from tinyjax.numerics.patches import differs, spread, tiles, window_any
 from tinyjax.numerics.pool import max_pool
 from tinyjax.numerics.quantize import (
     abs_max,
@@ -69,7 +69,6 @@ __all__ = [
     "per_byte",
     "qmax",
     "quantize",
-    "read_window",
     "row_major",
     "seed_of",
     "spread",

@@ -1,4 +1,4 @@
-"""Frames in square patches: which patches hold a flag, and windows around a patch.
+"""Frames in cells: which cells hold a flag, and windows around a cell.
 
 A frame of ``h x w`` positions is cut into ``ceil(h / p) x ceil(w / q)`` cells of ``p x q``; the
 last ones may be cut off by the border. A *window* is a cell with a halo: ``low`` positions before
@@ -8,12 +8,23 @@ it and ``high`` after it, along each axis; what lies outside the frame holds no 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = ["Pair", "differs", "origins", "read_window", "spread", "tiles", "window_any"]
+__all__ = [
+    "Pair",
+    "differs",
+    "origins",
+    "read_part",
+    "read_window",
+    "spread",
+    "tiles",
+    "window_any",
+    "write_part",
+]
 
 Array = jax.Array
 Pair = tuple[int, ...]  # of height and width
@@ -112,6 +123,34 @@ def spread(mask: Array, cell: Pair, size: Pair) -> Array:
     return jnp.repeat(rows, cell[1], axis=1)[:, : size[1]]
 
 
+def read_part(x: Array, at: tuple[Array, Array], size: Pair) -> Array:
+    """``[1, *size, c]`` of ``[1, h, w, c]``, from row and column ``at`` (int32), inside the frame.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.arange(9.0).reshape(1, 3, 3, 1)
+      >>> read_part(x, (jnp.int32(1), jnp.int32(0)), (1, 2))[0, :, :, 0].tolist()
+      [[3.0, 4.0]]
+    """
+    return lax.dynamic_slice(x, _start(at), (1, *size, x.shape[3]))
+
+
+def write_part(x: Array, part: Array, at: tuple[Array, Array]) -> Array:
+    """``x`` with ``part`` in it, from row and column ``at`` on.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x, at = jnp.zeros((1, 2, 2, 1)), (jnp.int32(1), jnp.int32(0))
+      >>> write_part(x, jnp.ones((1, 1, 2, 1)), at)[0, :, :, 0].tolist()
+      [[0.0, 0.0], [1.0, 1.0]]
+    """
+    return lax.dynamic_update_slice(x, part, _start(at))
+
+
+def _start(at: Sequence[Array]) -> tuple[Array, ...]:
+    return (jnp.int32(0), *at, jnp.int32(0))
+
+
 def read_window(
     x: Array, start: tuple[Array, Array], size: Pair, beyond: tuple[Pair, ...]
 ) -> Array:
@@ -128,18 +167,16 @@ def read_window(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> x = jnp.arange(9.0).reshape(1, 3, 3, 1)
-      >>> read_window(x, (-1, 1), (2, 3), ((1, 0), (0, 1)))[0, :, :, 0].tolist()
+      >>> x, start = jnp.arange(9.0).reshape(1, 3, 3, 1), (jnp.int32(-1), jnp.int32(1))
+      >>> read_window(x, start, (2, 3), ((1, 0), (0, 1)))[0, :, :, 0].tolist()
       [[0.0, 0.0, 0.0], [1.0, 2.0, 0.0]]
     """
-    held = [min(s, h) for s, h in zip(size, x.shape[1:3], strict=True)]
+    held = tuple(map(min, size, x.shape[1:3]))
     inside = [
-        jnp.clip(jnp.asarray(o, jnp.int32), 0, h - s)
+        lax.clamp(jnp.int32(0), o, jnp.int32(h - s))
         for o, h, s in zip(start, x.shape[1:3], held, strict=True)
     ]
-    part = lax.dynamic_slice(x, (0, *inside, 0), (1, *held, x.shape[3]))
-    padded = lax.pad(
-        part, jnp.zeros((), x.dtype), ((0, 0, 0), *((a, b, 0) for a, b in beyond), (0, 0, 0))
-    )
-    shift = [o - i + pair[0] for o, i, pair in zip(start, inside, beyond, strict=True)]
-    return lax.dynamic_slice(padded, (0, *shift, 0), (1, *size, x.shape[3]))
+    margins = ((0, 0, 0), *((a, b, 0) for a, b in beyond), (0, 0, 0))
+    padded = lax.pad(read_part(x, (inside[0], inside[1]), held), jnp.zeros((), x.dtype), margins)
+    row, col = (o - i + jnp.int32(a) for o, i, (a, _) in zip(start, inside, beyond, strict=True))
+    return read_part(padded, (row, col), size)

@@ -78,7 +78,7 @@ def pass_skip(*, patch: int = 16, gate: Gate = exact, dense_above: float = 0.65)
       patch: side of the patches; strides inside a block must divide it.
       gate: ``(x, ref, patch) -> bool [rows, cols]``: the patches that are taken, from the frame and
         the effective input of the frame before. A gate that gives a NumPy array is static.
-      dense_above: share of the patches, 0 to 1.
+      dense_above: share of the patches, 0 to 1. A static mask is kept to, however large it is.
 
     Returns:
       A transform of blocks.
@@ -104,7 +104,7 @@ def pass_skip(*, patch: int = 16, gate: Gate = exact, dense_above: float = 0.65)
       Zhou et al., PASS, AAAI 2023 (see the module).
     """
     if isinstance(patch, bool) or not isinstance(patch, int) or patch < 1:
-        raise ValueError(f"patch is {patch!r}: use a whole number of positions from 1 up")
+        raise ValueError(f"patch is {patch!r}: use an int from 1 up")
     if not 0 <= dense_above <= 1:
         raise ValueError(f"dense_above is {dense_above}: use a share from 0 to 1")
 
@@ -142,19 +142,18 @@ def pass_skip(*, patch: int = 16, gate: Gate = exact, dense_above: float = 0.65)
         env = begin(blocks, values)
         x, fresh = env[blocks.frame], state.frames == 0
         taken = _tiling(gate(x[0], state.ref[0], patch), tiles(x.shape[1:3], (patch, patch)))
-        # A static mask is kept to, however large it is.
-        whole = fresh if isinstance(taken, np.ndarray) else _is_much(taken) | fresh
-        env[blocks.frame], flags = effective_input(x, state.ref, taken, whole, patch)
+        whole_frame = fresh if isinstance(taken, np.ndarray) else _is_much(taken) | fresh
+        env[blocks.frame], flags = effective_input(x, state.ref, taken, whole_frame, patch)
         changed = {blocks.frame: flags}
         watched = {v for block in blocks.blocks for v in block.ins}
         held, active = iter(state.cuts), []
         for block in blocks.blocks:
             cells, old = active_cells(block, changed), [next(held) for _ in block.outs]
-            whole = _is_much(cells) | fresh
-            outs, flags = run_block(block, env, old, cells, whole, watched)
+            whole_block = _is_much(cells) | fresh
+            outs, flags = run_block(block, env, old, cells, whole_block, watched)
             env |= dict(zip(block.outs, outs, strict=True))
             changed |= flags
-            active.append(cells | whole)
+            active.append(cells | whole_block)
         cuts = tuple(env[v] for block in blocks.blocks for v in block.outs)
         state = SkipState(env[blocks.frame], cuts, tuple(active), state.frames + 1)
         return finish(blocks, env), state
@@ -167,10 +166,11 @@ def pass_skip(*, patch: int = 16, gate: Gate = exact, dense_above: float = 0.65)
 
 def _tiling(mask: Any, grid: Pair) -> Any:
     """A gate's mask, if it tiles the frame."""
-    if mask.dtype != bool or mask.shape != grid:
+    given = (getattr(mask, "dtype", None), getattr(mask, "shape", None))
+    if given != (np.bool_, grid):
         raise ValueError(
-            f"a gate's mask is {mask.dtype} {mask.shape}, which does not tile the frame: give bool "
-            f"{grid}, a flag per patch"
+            f"a gate gave {type(mask).__name__} {given[0]} {given[1]}, which does not tile the "
+            f"frame: give a bool array {grid}, a flag per patch"
         )
     return mask
 
