@@ -54,8 +54,9 @@ def rows(headings: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
 
 
 def times(ratio: float, better: str, worse: str) -> str:
-    """A ratio in words, whichever way it points."""
-    return f"{ratio:.1f}× {better}" if ratio >= 1 else f"{1 / ratio:.1f}× {worse}"
+    """A ratio in words, whichever way it points; small ones to two decimals."""
+    word, ratio = (better, ratio) if ratio >= 1 else (worse, 1 / ratio)
+    return f"{ratio:.{2 if ratio < 2 else 1}f}× {word}"
 
 
 def _word(value: Any) -> str:
