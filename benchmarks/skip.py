@@ -12,7 +12,8 @@ medians.
 Metrics of a row:
 
 ``active``
-    The share that was asked for, and ``recomputed`` the share it came to.
+    The share of patches that change, and ``recomputed`` the share that is computed: from the
+    default of ``dense_above`` on, all.
 ``dense_ms``, ``skip_ms``, ``speedup``
     ``jax.jit`` of the network, the same through ``pass_skip``, and the median over the rounds of
     one over the other.

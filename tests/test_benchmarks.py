@@ -60,4 +60,4 @@ def test_pass_has_a_row_for_every_share(tmp_path, case):
         assert row["case"] == case
         assert row.keys() >= {"dense_ms", "skip_ms", "speedup"}
         assert row["max_abs_err"] <= 1e-6 * row["max_abs"]
-        assert abs(row["recomputed"] - row["active"]) <= 1 / 4 / 2  # of four patches
+        assert row["recomputed"] in (round(4 * row["active"]) / 4, 1.0)  # of four patches, or whole

@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracles import patches as oracle
 from tinyjax.numerics import patches
 
 
+@settings(max_examples=12)  # every shape compiles anew
 @given(
     st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(1, 3)),
     st.tuples(st.integers(1, 7), st.integers(1, 7)),
