@@ -4,7 +4,8 @@ Every way is measured alike: real codes of real tensors, made into bytes by ``ti
 Uniform quantization is one scale for the whole tensor, through the same code as SGQ, one group.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from statistics import mean
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +13,32 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.extras import imported
-from tinyjax import Codec, numerics, sgq_decode, sgq_encode, wire
+from experiments.train import cross_entropy
+from tinyjax import (
+    Codec,
+    Transform,
+    at,
+    chain,
+    numerics,
+    rewrite,
+    send,
+    sgq_decode,
+    sgq_encode,
+    wire,
+)
 
-__all__ = ["Carried", "carriers", "compress", "decompress", "relative_error", "snr_db", "uniform"]
+__all__ = [
+    "Carried",
+    "Crossing",
+    "at_cut",
+    "carriers",
+    "compress",
+    "crossings",
+    "decompress",
+    "relative_error",
+    "snr_db",
+    "uniform",
+]
 
 Array = jax.Array
 
@@ -25,6 +49,15 @@ class Carried(NamedTuple):
     size: int  # bytes of the frame
     compressed: int  # bytes of the frame after `compress`
     decoded: np.ndarray
+
+
+class Crossing(NamedTuple):
+    """What one step sends across the cut in one way; float32 takes 4 bytes an element."""
+
+    up: float  # bytes of features
+    down: float  # bytes of gradients
+    features_db: float  # signal to noise of the features that arrive
+    gradient_error: float  # relative error of the gradient that arrives
 
 
 Carrier = Callable[[Array], Carried]
@@ -60,6 +93,66 @@ def _carrier(encode: Callable[[Array], Any], decode: Callable[[Any], Array]) -> 
         return Carried(len(frame), len(compress(frame)), decoded)
 
     return carry
+
+
+def crossings(
+    ways: Mapping[str, tuple[Carrier, Carrier]], sent: Iterable[tuple[Array, Array]]
+) -> dict[str, Crossing]:
+    """What steps send on average, in every way, as frames and compressed.
+
+    Args:
+      ways: from `carriers`, by name.
+      sent: features and gradient of each step, as before encoding.
+    """
+    found: dict[str, list[Crossing]] = {}
+    for features, gradient in sent:
+        for name, (carry_up, carry_down) in ways.items():
+            up, down = carry_up(features), carry_down(gradient)
+            quality = snr_db(up.decoded, features), relative_error(down.decoded, gradient)
+            plain = Crossing(up.size, down.size, *quality)
+            short = Crossing(up.compressed, down.compressed, *quality)
+            found.setdefault(name, []).append(plain)
+            found.setdefault(f"{name} + zstd", []).append(short)
+    return {name: Crossing(*map(mean, zip(*each, strict=True))) for name, each in found.items()}
+
+
+def at_cut(
+    cut: str, codec: Codec, apply: Callable[..., Any], params: Any, images: Any, labels: Any
+) -> tuple[Array, Array]:
+    """Features that go up and gradient that comes down in a step, both as before encoding.
+
+    A number is added to what the server gets, and the gradient of the loss by it is what the
+    server sends; where the number is 0 nothing else changes.
+
+    Args:
+      cut: pattern of the first site after the cut, for `tinyjax.at`.
+      codec: of the features.
+      apply: of the model.
+      params: of the model.
+      images: float32 [n, h, w, c].
+      labels: int32 [n].
+    """
+
+    def seen(op: Any, site: Any, vars: Any, key: Any, x: Any, w: Any, *more: Any, **kwargs: Any):
+        del site, vars, key
+        return op(x, w, *more, **kwargs), x
+
+    def moved(op: Any, site: Any, vars: Any, key: Any, x: Any, w: Any, *more: Any, **kwargs: Any):
+        del site, key
+        return op(x + vars, w, *more, **kwargs), vars
+
+    variables, key = {"params": params}, jax.random.key(0)
+    tap = at(cut, Transform(lambda site: (), seen))
+    (features,) = rewrite(tap, apply).apply({}, variables, images)[1].values()
+    shift = at(cut, Transform(lambda site: jnp.zeros(site.x.shape), moved))
+    server = rewrite(chain(at(cut, send(codec)), shift), apply)
+
+    def loss(vars: Any) -> jax.Array:
+        return cross_entropy(server.apply(vars, variables, images, key=key)[0], labels)
+
+    gradients = jax.grad(loss)(server.init(variables, images))
+    (gradient,) = jax.tree.leaves(gradients)
+    return features, gradient
 
 
 def compress(data: bytes) -> bytes:

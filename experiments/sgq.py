@@ -22,14 +22,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from experiments import data, octo, train
-from experiments.carriers import carriers, relative_error, snr_db, uniform
+from experiments.carriers import Crossing, at_cut, carriers, crossings, snr_db, uniform
 from experiments.errors import UserError
 from experiments.progress import Follow, unfollowed
 from experiments.results import once
@@ -37,7 +37,6 @@ from tinyjax import (
     Transform,
     at,
     attach,
-    chain,
     detach,
     numerics,
     rewrite,
@@ -51,9 +50,7 @@ __all__ = [
     "PUBLISHED",
     "Arm",
     "Config",
-    "Crossing",
     "Results",
-    "at_cut",
     "run",
     "smoke",
 ]
@@ -130,15 +127,6 @@ class Arm(NamedTuple):
     step_ms: float  # median over the epochs of the median step of an epoch
 
 
-class Crossing(NamedTuple):
-    """What one step sends across the cut in one way; float32 takes 4 bytes an element."""
-
-    up: float  # bytes of features
-    down: float  # bytes of gradients
-    features_db: float  # signal to noise of the features that arrive
-    gradient_error: float  # relative error of the gradient that arrives
-
-
 class Results(NamedTuple):
     """Both arms, and what crosses the cut."""
 
@@ -174,7 +162,7 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
     forward = trained.replace(apply_fn=_across(tx, trained.apply_fn))
     _, as_trained = train.evaluate(forward, arm.dataset.test)
     step_ms = median(epoch.step_ms for epoch in history)
-    tensors = jax.jit(partial(at_cut, config, arm.state.apply_fn))
+    tensors = jax.jit(partial(at_cut, CUTS[config.model], _codec(config), arm.state.apply_fn))
     measured = _measure(config, arm, tensors)
     features, _ = tensors(trained.params, *arm.batch)
     return Results(
@@ -241,38 +229,6 @@ def _across(tx: Transform, apply: Callable[..., Any]) -> Callable[[Any, Any], ja
     return lambda variables, images: rewrite(tx, apply).apply({}, variables, images, key=key)[0]
 
 
-def at_cut(
-    config: Config, apply: Callable[..., Any], params: Any, images: Any, labels: Any
-) -> tuple[jax.Array, jax.Array]:
-    """Features that go up and gradient that comes down in a step, both as before encoding.
-
-    A number is added to what the server gets, and the gradient of the loss by it is what the
-    server sends; where the number is 0 nothing else changes.
-    """
-    cut = CUTS[config.model]
-
-    def seen(op: Any, site: Any, vars: Any, key: Any, x: Any, w: Any, *more: Any, **kwargs: Any):
-        del site, vars, key
-        return op(x, w, *more, **kwargs), x
-
-    def moved(op: Any, site: Any, vars: Any, key: Any, x: Any, w: Any, *more: Any, **kwargs: Any):
-        del site, key
-        return op(x + vars, w, *more, **kwargs), vars
-
-    variables, key = {"params": params}, jax.random.key(0)
-    tap = at(cut, Transform(lambda site: (), seen))
-    (features,) = rewrite(tap, apply).apply({}, variables, images)[1].values()
-    shift = at(cut, Transform(lambda site: jnp.zeros(site.x.shape), moved))
-    server = rewrite(chain(at(cut, send(_codec(config))), shift), apply)
-
-    def loss(vars: Any) -> jax.Array:
-        return train.cross_entropy(server.apply(vars, variables, images, key=key)[0], labels)
-
-    gradients = jax.grad(loss)(server.init(variables, images))
-    (gradient,) = jax.tree.leaves(gradients)
-    return features, gradient
-
-
 def _measure(
     config: Config, arm: octo.Prepared, tensors: Callable[..., tuple[jax.Array, jax.Array]]
 ) -> Callable[[Any], dict[str, Crossing]]:
@@ -281,25 +237,10 @@ def _measure(
     ways = {name: carriers(codec) for name, codec in codecs.items()}
 
     def measured(params: Any) -> dict[str, Crossing]:
-        split, last = arm.dataset.train, config.epochs - 1
-        batches = data.epoch_batches(split, config.batch, seed=config.seed, epoch=last)
-        found: dict[str, list[Crossing]] = {}
-        for batch in islice(batches, _MEASURED):
-            features, gradient = tensors(params, *batch)
-            for name, (carry_up, carry_down) in ways.items():
-                up, down = carry_up(features), carry_down(gradient)
-                quality = (
-                    snr_db(up.decoded, features),
-                    relative_error(down.decoded, gradient),
-                )
-                plain = Crossing(up.size, down.size, *quality)
-                short = Crossing(up.compressed, down.compressed, *quality)
-                found.setdefault(name, []).append(plain)
-                found.setdefault(f"{name} + zstd", []).append(short)
-        return {
-            name: Crossing(*map(mean, zip(*crossings, strict=True)))
-            for name, crossings in found.items()
-        }
+        batches = data.epoch_batches(
+            arm.dataset.train, config.batch, seed=config.seed, epoch=config.epochs - 1
+        )
+        return crossings(ways, (tensors(params, *b) for b in islice(batches, _MEASURED)))
 
     return measured
 

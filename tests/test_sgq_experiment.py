@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import tinyjax
 from experiments import carriers, models, octo, results, sgq
 from experiments.__main__ import main
 from experiments.errors import UserError
@@ -101,10 +103,8 @@ def test_what_crosses_is_what_the_layers_meet(rng, model):
     network = models.MODELS[model]()
     images = jnp.asarray(rng.random((4, 16, 16, 1)), jnp.float32)
     params = jax.jit(network.init)(jax.random.key(0), images)["params"]
-    config = replace(TINY, model=model, bits=8, error=1.0)
-    features, gradient = jax.jit(lambda *given: sgq.at_cut(config, network.apply, *given))(
-        params, images, jnp.arange(4)
-    )
+    cut = partial(carriers.at_cut, sgq.CUTS[model], tinyjax.sgq(bits=8, error=1.0), network.apply)
+    features, gradient = jax.jit(cut)(params, images, jnp.arange(4))
     assert features.shape == gradient.shape
     assert (features >= 0).all()  # after a relu
     assert (features == 0).any()
