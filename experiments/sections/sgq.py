@@ -22,6 +22,7 @@ def section(record: Record) -> str:
     config, metrics = record["config"], record["metrics"]
     return "".join(
         (
+            f"<p class='lead'>{_lead(config, metrics)}</p>",
             f"<div class='grid four'>{_cards(config, metrics)}</div>",
             "<div class='grid two' style='margin-top:16px'>",
             f"<div class='card'><h3>Test accuracy</h3>{_accuracy(metrics)}{_legend()}</div>",
@@ -31,6 +32,17 @@ def section(record: Record) -> str:
             "<div class='card' style='margin-top:16px'><h3>What is claimed, and what is not</h3>",
             f"<ul>{_claims(config, metrics)}</ul></div>",
         )
+    )
+
+
+def _lead(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    return (
+        "A device has the first layers, a server the others. What crosses between them in every "
+        f"step, features in {config['bits']} bits and gradients in 8, takes "
+        f"{_ratio(metrics, 'sgq', 'up', 'down'):.1f}× fewer bytes than <span class='float32'>"
+        "float32</span>, and the network learns <span class='int8'>across the cut</span>: "
+        f"{100 * metrics['sgq']['test_accuracy_as_trained']:.1f} % of the test images right against "
+        f"{100 * metrics['float32']['test_accuracy']:.1f} %."
     )
 
 
