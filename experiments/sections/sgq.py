@@ -41,8 +41,8 @@ def _lead(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         f"step, features in {config['bits']} bits and gradients in 8, takes "
         f"{_ratio(metrics, 'sgq', 'up', 'down'):.1f}× fewer bytes than <span class='float32'>"
         "float32</span>, and the network learns <span class='int8'>across the cut</span>: "
-        f"{100 * metrics['sgq']['test_accuracy_as_trained']:.1f} % of the test images right against "
-        f"{100 * metrics['float32']['test_accuracy']:.1f} %."
+        f"{100 * metrics['sgq']['test_accuracy_as_trained']:.1f} % of the test images right "
+        f"against {100 * metrics['float32']['test_accuracy']:.1f} %."
     )
 
 
