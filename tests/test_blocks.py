@@ -61,7 +61,7 @@ def random_chain(seed):
     return apply, params, (*size, width), any(kind in ("conv", "dot") for kind, *_ in layers)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(22))
 def test_random_chains_equal_dense(seed):
     apply, params, shape, heavy = random_chain(seed)
     frames = video(np.random.default_rng(seed), shape)
