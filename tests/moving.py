@@ -44,10 +44,10 @@ def video(rng, shape, frames=8):
     return [jnp.asarray(x)[None] for x in found]
 
 
-def follow(apply, params, frames, dense=None, **options):
+def follow(apply, params, frames, **options):
     """Runs a video; yields frame, output, the dense output of the effective input, state."""
     skipping = rewrite(pass_skip(**options), apply)
-    step, dense = jax.jit(skipping.apply), jax.jit(dense or apply)
+    step, dense = jax.jit(skipping.apply), jax.jit(apply)
     state = skipping.init(params, frames[0])
     for x in frames:
         out, state = step(state, params, x)

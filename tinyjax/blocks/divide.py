@@ -166,13 +166,14 @@ def _cells(
     tensors: Sequence[Var], layouts: dict[Var, Layout], patch: int
 ) -> dict[Var, Pair] | None:
     """The cell of each tensor, ``patch`` at the finest; None where a stride does not divide it."""
-    sides = {}
+    finest = [min(layouts[v].scale[axis] for v in tensors) for axis in (0, 1)]
+    cells = {}
     for v in tensors:
-        finest = (min(layouts[u].scale[axis] for u in tensors) for axis in (0, 1))
-        sides[v] = [patch * f / s for f, s in zip(finest, layouts[v].scale, strict=True)]
-    if any(side != int(side) for pair in sides.values() for side in pair):
-        return None
-    return {v: (int(a), int(b)) for v, (a, b) in sides.items()}
+        sides = [divmod(patch * f, s) for f, s in zip(finest, layouts[v].scale, strict=True)]
+        if any(rest for _, rest in sides):
+            return None
+        cells[v] = tuple(side for side, _ in sides)
+    return cells
 
 
 def _halos(steps: Sequence[Step], outs: Sequence[Var]) -> dict[Var, Halo]:

@@ -124,7 +124,7 @@ class Step(NamedTuple):
     eqn: compat.Eqn
     reads: tuple[Var, ...]  # its operands that hold a frame
     out: Var
-    geometry: Geometry | None  # None: elementwise
+    geometry: Geometry | None  # None: reads the same position, elementwise or over channels
 
 
 def local(

@@ -1,7 +1,8 @@
 """Sweeps over chosen cells: a loop whose length is decided on the device, or known beforehand.
 
-One cell at a time: on a CPU that is as fast as several at once, wastes nothing, and keeps windows
-in cache. A mask that is a NumPy array gives a loop of fixed length over fixed cells.
+One cell at a time wastes nothing, however many there are, and keeps windows in cache; it leaves
+cores idle that a whole block would use. A mask that is a NumPy array gives a loop of fixed length
+over fixed cells.
 """
 
 from __future__ import annotations
