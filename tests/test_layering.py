@@ -28,7 +28,18 @@ MAY_IMPORT = {
     "step": {"base", "compat", "numerics", "rewrite"},
     "audit": {"compat"},
     "codes": {"base"},
-    "transforms": {"numerics", "base", "blocks", "codes", "combine", "gates"},
+    "residuals": {"compat", "numerics"},
+    "scaling": {"base", "numerics"},
+    "transforms": {
+        "numerics",
+        "base",
+        "blocks",
+        "codes",
+        "combine",
+        "gates",
+        "residuals",
+        "scaling",
+    },
     "wire": {"codes"},
 }
 # The one reference that points up: (layer, where in it, layer referred to).

@@ -18,6 +18,7 @@ from tinyjax.codes import SGQCode, SGQGradient
 from tinyjax.combine import at, chain, identity, where
 from tinyjax.gates import exact, static, threshold
 from tinyjax.rewrite import rewrite, sites
+from tinyjax.scaling import Scaling, delayed, frozen, per_row, per_tensor
 from tinyjax.step import attach, detach, over_step
 from tinyjax.transforms import (
     int8_qat,
@@ -39,6 +40,7 @@ __all__ = [
     "Rewritten",
     "SGQCode",
     "SGQGradient",
+    "Scaling",
     "Site",
     "Sited",
     "SkipState",
@@ -48,14 +50,18 @@ __all__ = [
     "attach",
     "chain",
     "count_macs",
+    "delayed",
     "detach",
     "exact",
+    "frozen",
     "identity",
     "int8_qat",
     "link",
     "numerics",
     "over_step",
     "pass_skip",
+    "per_row",
+    "per_tensor",
     "rewrite",
     "send",
     "sgq",

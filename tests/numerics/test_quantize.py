@@ -40,16 +40,6 @@ def test_scales_along_axes(rng, axis):
     np.testing.assert_array_equal(got, oracle.scale(x, 8, axis))
 
 
-@pytest.mark.parametrize("shape", [(4, 5), (3, 6, 5), (2, 5, 6, 3)])
-def test_gradient_scales(rng, shape):
-    g = rng.normal(size=shape).astype(np.float32)
-    s_w = rng.uniform(0.1, 2, size=shape[-1]).astype(np.float32)
-    s_r, s_g = numerics.gradient_scales(jnp.asarray(g), jnp.asarray(s_w))
-    rest, lead = tuple(range(1, len(shape))), tuple(range(len(shape) - 1))
-    np.testing.assert_array_equal(s_r, oracle.scale(g * s_w, 8, rest))
-    np.testing.assert_array_equal(s_g, oracle.scale(g, 8, lead).reshape(-1))
-
-
 @given(
     hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=6), elements=st.floats(width=32)),
     st.integers(2, 8),

@@ -18,8 +18,8 @@ from tinyjax.numerics.integer_ops import (
     total,
     zero_point_term,
 )
-from tinyjax.numerics.layout import keep, row_major
-from tinyjax.numerics.packing import pack_bits, per_byte, unpack_bits
+from tinyjax.numerics.layout import keep, late, materialized, row_major
+from tinyjax.numerics.packing import pack_bits, pack_inner, per_byte, unpack_bits, unpack_inner
 from tinyjax.numerics.patches import differs, spread, tiles, window_any
 from tinyjax.numerics.pool import max_pool
 from tinyjax.numerics.quantize import (
@@ -28,10 +28,18 @@ from tinyjax.numerics.quantize import (
     bounded_step,
     dequantize,
     finite_or_nan,
-    gradient_scales,
     qmax,
     quantize,
     symmetric_scale,
+)
+from tinyjax.numerics.ranges import (
+    coarse,
+    fine,
+    gaussian,
+    least_angle,
+    per_feature,
+    per_tensor,
+    shrunk,
 )
 from tinyjax.numerics.rounding import fold_key, hash_bits, nearest, seed_of, stochastic
 
@@ -45,6 +53,7 @@ __all__ = [
     "by_cosine",
     "by_range",
     "channel_reach",
+    "coarse",
     "conv",
     "conv_dw",
     "conv_dx",
@@ -55,28 +64,37 @@ __all__ = [
     "dot_dw",
     "dot_dx",
     "dot_form",
+    "fine",
     "finite_or_nan",
     "fixed",
     "fold_key",
-    "gradient_scales",
+    "gaussian",
     "group_dequantize",
     "group_quantize",
     "hash_bits",
     "keep",
+    "late",
+    "least_angle",
+    "materialized",
     "max_pool",
     "nearest",
     "pack_bits",
+    "pack_inner",
     "per_byte",
+    "per_feature",
+    "per_tensor",
     "qmax",
     "quantize",
     "row_major",
     "seed_of",
+    "shrunk",
     "spread",
     "stochastic",
     "symmetric_scale",
     "tiles",
     "total",
     "unpack_bits",
+    "unpack_inner",
     "upper_half",
     "widened",
     "window_any",

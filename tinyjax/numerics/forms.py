@@ -32,10 +32,10 @@ class Form(NamedTuple):
       enter_x: activation -> ``[rows, ..., channels]`` float (``[batch, rows, k]`` if batched).
       enter_w: weight -> ``[..., features]`` (``[batch, k, features]`` if batched).
       leave: canonical output -> the op's own layout.
+      enter_z: and back.
       y: ``(x, w) -> Sums``: the op on int8 arrays in canonical form.
       dx: ``(g, w) -> Sums``: its gradient with respect to ``x``.
       dw: ``(x, g) -> Sums``: its gradient with respect to ``w``.
-      batched: a dot product with batch axes: use ``jax.vmap`` over the first axis.
 
     Example:
       >>> import jax.numpy as jnp
@@ -47,10 +47,10 @@ class Form(NamedTuple):
     enter_x: Callable[[Array], Array]
     enter_w: Callable[[Array], Array]
     leave: Callable[[Array], Array]
+    enter_z: Callable[[Array], Array]
     y: Callable[[Array, Array], Sums]
     dx: Callable[[Array, Array], Sums]
     dw: Callable[[Array, Array], Sums]
-    batched: bool
 
 
 def dot_form(
@@ -88,10 +88,8 @@ def dot_form(
         lambda x: _arrange(x, (*bx, *free_x, *cx), (*batch, rows, depth)),
         lambda w: _arrange(w, (*bw, *cw, *free_w), (*batch, depth, features)),
         lambda z: z.reshape(out),
-        dot,
-        dot_dx,
-        dot_dw,
-        bool(batch),
+        lambda z: z.reshape(*batch, rows, features),
+        *(jax.vmap(product) if batch else product for product in (dot, dot_dx, dot_dw)),
     )
 
 
@@ -160,14 +158,18 @@ def conv_form(
     def leave(z: Array) -> Array:
         return _arrange(jnp.squeeze(z, 1) if single else z, back)
 
+    def enter_z(z: Array) -> Array:
+        z = _arrange(z, (out_spec[0], *out_spec[2:], out_spec[1]))
+        return jnp.expand_dims(z, 1) if single else z
+
     return Form(
         enter_x,
         enter_w,
         leave,
+        enter_z,
         functools.partial(conv, spec=spec),
         functools.partial(conv_dx, spec=spec, space=(*ones, *space)),
         functools.partial(conv_dw, spec=spec, taps=taps),
-        False,
     )
 
 

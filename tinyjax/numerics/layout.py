@@ -1,13 +1,15 @@
-"""Keeps small-integer operands where XLA's fast CPU kernels can take them."""
+"""Keeps small-integer arrays where XLA's fast CPU kernels can take them, and when."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-__all__ = ["channels_to_front", "keep", "row_major"]
+__all__ = ["channels_to_front", "keep", "late", "materialized", "row_major"]
 
 
 def row_major(x: jax.Array) -> jax.Array:
@@ -52,3 +54,48 @@ def channels_to_front(q: jax.Array) -> jax.Array:
     n, *space, c = q.shape
     turned = row_major(keep(q.reshape(n, -1).T)).reshape(-1, c, n)
     return row_major(keep(turned.swapaxes(0, 1))).reshape(c, *space, n)
+
+
+def materialized(
+    encode: Callable[[jax.Array], jax.Array], x: jax.Array, units: Sequence[int] | None = None
+) -> jax.Array:
+    """``encode(x)`` written to memory: by halves, and put together.
+
+    Else XLA fuses it into what reads it, keeps what codes are made from (four bytes a value), and
+    makes them again in the backward pass; a concatenation it does not fuse. The first axis, along
+    which arrays may be sharded, is not cut.
+
+    Args:
+      encode: works on any part of ``x`` as on the whole.
+      x: array.
+      units: per axis, the length of the pieces that ``encode`` takes together; 1 by default.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> materialized(lambda x: x.astype(jnp.int8), jnp.array([[1.0, 2.0, 3.0]])).tolist()
+      [[1, 2, 3]]
+    """
+    units = units or (1,) * x.ndim
+    axis = next((a for a in range(1, x.ndim) if x.shape[a] >= 2 * units[a]), None)
+    if axis is None:
+        return encode(x)
+    half, n = x.shape[axis] // units[axis] // 2 * units[axis], x.shape[axis]
+    parts = [lax.slice_in_dim(x, a, b, axis=axis) for a, b in ((0, half), (half, n))]
+    return lax.concatenate([encode(part) for part in parts], axis)
+
+
+def late(q: jax.Array, g: jax.Array) -> jax.Array:
+    """``q`` (int8 codes, never -128), computed no earlier than the gradient ``g`` is known.
+
+    Otherwise XLA schedules what the backward pass does to kept values alone (transposes) in the
+    forward pass, where the results have to live on beside them.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> late(jnp.int8([-127, 5]), jnp.ones(3)).tolist()
+      [-127, 5]
+    """
+    any_g = lax.slice(g, (0,) * g.ndim, (1,) * g.ndim).reshape(())
+    # Always -127, which the compiler does not find out.
+    lowest = jnp.where((any_g > 0) & (any_g < 0), jnp.int8(-126), jnp.int8(-127))
+    return lax.max(q, lowest)

@@ -1,4 +1,4 @@
-"""Codes of 2, 4 or 8 bits in bytes, cut along rows so that no channel moves."""
+"""Codes of 1, 2, 4 or 8 bits in bytes, cut along rows so that no channel moves."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import operator
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-__all__ = ["pack_bits", "per_byte", "unpack_bits"]
+__all__ = ["pack_bits", "pack_inner", "per_byte", "unpack_bits", "unpack_inner"]
 
 Array = jax.Array
 
@@ -78,3 +79,68 @@ def unpack_bits(packed: Array, bits: int, rows: int) -> Array:
     shifts = [jnp.uint8(i * bits) for i in range(per_byte(bits))]
     mask = jnp.uint8(2**bits - 1)
     return jnp.concatenate([(packed >> shift) & mask for shift in shifts])[:rows]
+
+
+def pack_inner(q: Array, bits: int) -> Array:
+    """Several codes per byte, cut along an axis but the first, over which arrays may be sharded.
+
+    The codes of a byte are added up by a reduction, which XLA does not move into what reads the
+    bytes, as it does with shifts alone: it would keep what the codes are made from instead.
+
+    Args:
+      q: bool, or uint8 below ``2**bits``.
+      bits: 1, 2, 4 or 8.
+
+    Returns:
+      uint8, the first axis (but for axis 0) that ``8 // bits`` divides as much shorter; as bytes
+      of the same shape if there is none.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> pack_inner(jnp.ones((2, 16, 3), bool), 1).shape, pack_inner(jnp.ones(8, bool), 1).shape
+      ((2, 2, 3), (8,))
+    """
+    q, cut = q.astype(jnp.uint8), _cut(q.shape, bits)
+    if cut is None:
+        return q
+    axis, shape = cut
+    parts = q.reshape(shape) << _shifts(shape, axis, bits)
+    return lax.reduce(parts, jnp.uint8(0), lax.bitwise_or, (axis,))
+
+
+def unpack_inner(packed: Array, bits: int, shape: tuple[int, ...]) -> Array:
+    """The codes that :func:`pack_inner` was given.
+
+    Args:
+      packed: from :func:`pack_inner`.
+      bits: likewise.
+      shape: of the codes.
+
+    Returns:
+      uint8 of that shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> unpack_inner(jnp.uint8([[5]]), 1, (1, 8)).tolist()
+      [[1, 0, 1, 0, 0, 0, 0, 0]]
+    """
+    cut = _cut(shape, bits)
+    if cut is None:
+        return packed
+    axis, split = cut
+    wide = jnp.expand_dims(packed, axis) >> _shifts(split, axis, bits)
+    return (wide & jnp.uint8(2**bits - 1)).reshape(shape)
+
+
+def _cut(shape: tuple[int, ...], bits: int) -> tuple[int, tuple[int, ...]] | None:
+    """The axis that is cut, and the shape with its codes of one byte along an axis of their own."""
+    parts = 8 // bits
+    axis = next((a for a, n in enumerate(shape) if a and n and n % parts == 0), None)
+    if axis is None or parts == 1:
+        return None
+    return axis, (*shape[:axis], parts, shape[axis] // parts, *shape[axis + 1 :])
+
+
+def _shifts(shape: tuple[int, ...], axis: int, bits: int) -> Array:
+    flat = (1,) * axis + (shape[axis],) + (1,) * (len(shape) - axis - 1)
+    return lax.broadcasted_iota(jnp.uint8, flat, axis) * jnp.uint8(bits)

@@ -1,7 +1,7 @@
 """Max pooling over non-overlapping windows, with a gradient that costs one pass.
 
 XLA differentiates a pooling window into a five-output window reduction with full-size index
-tensors. Remembering, in int8, which place of the window won is enough.
+tensors. Remembering which place of the window won is enough: two bits for four places.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from tinyjax.numerics.packing import pack_inner, unpack_inner
 
 __all__ = ["max_pool"]
 
@@ -57,27 +59,38 @@ def _max_pool(window: tuple[int, ...], x: Array) -> Array:
     return _winners(window, x)[0]
 
 
+def _forward(window: tuple[int, ...], x: Array) -> tuple[Array, Array]:
+    best, index = _winners(window, x)
+    return best, pack_inner(index, _bits(window))
+
+
+def _bits(window: tuple[int, ...]) -> int:
+    """Of a code that names a place of the window, in a width that fills bytes."""
+    return next(bits for bits in (1, 2, 4, 8) if 2**bits >= math.prod(window))
+
+
 def _winners(window: tuple[int, ...], x: Array) -> tuple[Array, Array]:
-    """The maximum of each window, and int8 which place of it that is."""
+    """The maximum of each window, and uint8 which place of it that is."""
     places = itertools.product(*map(range, window))
     views = [lax.slice(x, place, x.shape, window) for place in places]
-    best, index = views[0], jnp.zeros(views[0].shape, jnp.int8)
+    best, index = views[0], jnp.zeros(views[0].shape, jnp.uint8)
     for i, view in enumerate(views[1:], 1):
         wins = (view > best) | (view != view)  # NaN wins, and nothing wins against it
         best = jnp.where(wins, view, best)
-        index = jnp.where(wins, jnp.int8(i), index)
+        index = jnp.where(wins, jnp.uint8(i), index)
     return best, index
 
 
-def _backward(window: tuple[int, ...], index: Array, g: Array) -> tuple[Array]:
+def _backward(window: tuple[int, ...], packed: Array, g: Array) -> tuple[Array]:
     """Sends each gradient to the place that won: one elementwise pass over the input's shape."""
+    index = unpack_inner(packed, _bits(window), g.shape)
     split = tuple(n for pair in zip(g.shape, window, strict=True) for n in pair)
     outer, inner = tuple(range(0, 2 * g.ndim, 2)), tuple(range(1, 2 * g.ndim, 2))
-    here = jnp.arange(math.prod(window), dtype=jnp.int8).reshape(window)
+    here = jnp.arange(math.prod(window), dtype=jnp.uint8).reshape(window)
     here = lax.broadcast_in_dim(here, split, inner)
     won = lax.broadcast_in_dim(index, split, outer) == here
     dx = jnp.where(won, lax.broadcast_in_dim(g, split, outer), jnp.zeros((), g.dtype))
     return (dx.reshape([n * w for n, w in zip(g.shape, window, strict=True)]),)
 
 
-_max_pool.defvjp(_winners, _backward)
+_max_pool.defvjp(_forward, _backward)

@@ -30,7 +30,6 @@ __all__ = [
     "bounded_step",
     "dequantize",
     "finite_or_nan",
-    "gradient_scales",
     "qmax",
     "quantize",
     "symmetric_scale",
@@ -98,40 +97,6 @@ def symmetric_scale(largest: Array, bits: int = 8) -> Array:
     scale = largest.astype(jnp.float32) * jnp.float32(1 / qmax(bits))
     scale = jnp.where(scale < jnp.float32(2.0**-126), jnp.float32(2.0**-126), scale)
     return jnp.where(scale >= jnp.float32(2.0**126), jnp.float32(jnp.inf), scale)
-
-
-def gradient_scales(g: Array, s_w: Array, bits: int = 8) -> tuple[Array, Array]:
-    """Scales of one gradient for its two products, from one pass over it.
-
-    The input gradient contracts features, so it takes a scale per row, with the weight's
-    per-feature scale folded into ``g``; the weight gradient contracts everything but features,
-    so it takes a scale per feature.
-
-    Args:
-      g: float32 ``[rows, ..., features]``.
-      s_w: float32 ``[features]``, the weight's scales.
-      bits: 2 to 8.
-
-    Returns:
-      ``(s_r, s_g)``: scales of ``g * s_w``, float32 ``[rows, 1.., 1]``, and of ``g``, float32
-      ``[features]``. NaN or Inf in ``g`` makes its feature's ``s_g`` and every ``s_r`` NaN.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> g, s_w = 127 * jnp.array([[1.0, 2.0], [3.0, 1.0]]), jnp.array([1.0, 4.0])
-      >>> s_r, s_g = gradient_scales(g, s_w)
-      >>> s_r.tolist(), s_g.tolist()
-      ([[8.0], [4.0]], [3.0, 2.0])
-    """
-    space = tuple(range(1, g.ndim - 1))
-    # Over inner axes two plain reductions take half the time of one of magnitudes.
-    largest = jnp.maximum(jnp.max(g, axis=space, initial=0.0), -jnp.min(g, axis=space, initial=0.0))
-    # As in abs_max, for NaN. A bias gradient is this very sum, so it is often free.
-    unknown = jnp.float32(0) * jnp.sum(g, axis=tuple(range(g.ndim - 1)))
-    rows = jnp.max(largest * s_w, axis=1, initial=0.0) + jnp.sum(unknown)
-    features = jnp.max(largest, axis=0, initial=0.0) + unknown
-    rows = jnp.expand_dims(rows, tuple(range(1, g.ndim)))
-    return symmetric_scale(rows, bits), symmetric_scale(features, bits)
 
 
 def quantize(

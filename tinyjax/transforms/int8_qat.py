@@ -1,41 +1,46 @@
 """INT8 training: forward, input gradient and weight gradient of a site as int8 products.
 
-With ``Q`` for rounding to codes, ``*`` for the op, and scales ``s`` per tensor (``x``), per
-output feature (``w``, and ``g`` for the weight gradient) and per row (``g`` for the input
-gradient; a row is a sample of a convolution or a row of a matrix)::
+With ``Q`` for rounding to codes, ``*`` for the op, ``E`` for its epilogue (bias, norm, activation,
+pooling) and scales ``s`` per tensor (``x``), per output feature (``w``, ``g`` in ``dw``), per row
+(``g`` in ``dx``; a sample of a convolution, a row of a matrix, a matrix of a batch)::
 
-    y  = (Q(x / s_x) * Q(w / s_w)) s_x s_w
-    dx = (Q(g s_w / s_r) *' Q(w / s_w)) s_r
+    z  = (Q(x / s_x) * Q(w / s_w)) s_x s_w          y = E(z)
+    dx = (Q(g s_w / s_r) *' Q(w / s_w)) s_r         g = E'(z) dy
     dw = (Q(x / s_x) *" Q(g / s_g)) s_x s_g
 
-A scale varies only along axes that its product does not contract; in ``dx``, which contracts
-features, ``s_w`` is folded into ``g`` first, so that the codes of ``w`` serve both. Of ``x`` only
-the int8 codes are kept for the backward pass. Rounding is differentiated as the identity. Master
-weights, and all between sites, stay as the user has them.
+A scale varies only along axes that its product does not contract. In ``dx``, which contracts
+features, ``s_w`` is folded into ``g`` first, so that the codes of ``w`` serve both; in ``dw``,
+which contracts rows, so is an ``s_x`` per row. Kept for the backward pass are the int8 codes of
+``x`` and what ``E'`` needs (:func:`tinyjax.residuals.lean_vjp`). Rounding is differentiated as the
+identity. Master weights, and what is between sites, stay as they are.
 
 References:
   Zhou et al., `Octo: INT8 Training with Loss-aware Compensation and Backward Quantization for
   Tiny On-device Learning <https://www.usenix.org/conference/atc21/presentation/zhou-qihua>`_,
-  USENIX ATC 2021. Its compensation and range clipping are not here yet. Stochastic gradients:
-  Chen et al., `A Statistical Framework for Low-bitwidth Training
-  <https://arxiv.org/abs/2010.14298>`_, 2020.
+  2021; its range clipping is a ``gradient_range``. Stochastic gradients: Chen et al., `A
+  Statistical Framework for Low-bitwidth Training <https://arxiv.org/abs/2010.14298>`_, 2020.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from tinyjax.base import Array, Op, Site, Transform, Vars
+from tinyjax.base import Array, Epilogue, Op, Site, Transform, Vars
 from tinyjax.numerics import (
     Form,
-    abs_max,
     conv_form,
+    dequantize,
     dot_form,
+    fine,
     finite_or_nan,
-    gradient_scales,
+    late,
+    materialized,
+    per_feature,
     qmax,
     quantize,
     seed_of,
@@ -43,41 +48,56 @@ from tinyjax.numerics import (
     symmetric_scale,
     total,
 )
+from tinyjax.numerics.ranges import GradientRange
 from tinyjax.numerics.rounding import Rounding
+from tinyjax.residuals import differentiable_once, lean_vjp
+from tinyjax.scaling import Scaling, per_tensor
 
 __all__ = ["int8_qat"]
 
 _FORMS = {"conv": conv_form, "dot": dot_form}
+_PRODUCTS = ("y", "dx", "dw")
 
 
-def int8_qat(*, bits: int = 8, gradient_rounding: Rounding = stochastic) -> Transform:
+def int8_qat(
+    *,
+    bits: int = 8,
+    products: Collection[str] = _PRODUCTS,
+    scaling: Scaling = per_tensor,
+    weight_range: Callable[[Array], Array] = per_feature,
+    gradient_range: GradientRange = fine,
+    gradient_rounding: Rounding = stochastic,
+) -> Transform:
     """Computes sites in int8, forward and backward, with int32 accumulation.
 
-    Scales are taken from the tensors at hand in every step. Under ``vmap`` "the tensor" is one
-    example's; under a sharded ``jit`` it is the global one. NaN or Inf in an activation gives NaN
-    in the whole output of its site; in a gradient, in all of the input's gradient and in its
-    features of the weight's.
+    Scales are of one example under ``vmap``, of one shard in ``shard_map``, of everything under a
+    sharded ``jit``. NaN or Inf in an activation makes the output of its site NaN; in a gradient,
+    the input's gradient, and its features of the weight's.
 
     Args:
       bits: 2 to 8; narrower codes are still computed in int8.
-      gradient_rounding: ``(t, seed) -> int32``. :func:`tinyjax.numerics.stochastic` is unbiased
-        and needs a key, so a train state needs :func:`tinyjax.attach`;
-        :func:`tinyjax.numerics.nearest` needs none.
+      products: which of ``"y"``, ``"dx"`` and ``"dw"`` are computed in int8; the others in float,
+        ``"dw"`` from the codes of ``x``.
+      scaling: of ``x``: ``tinyjax.per_tensor``, ``per_row``, ``frozen(...)``, ``delayed(...)``.
+      weight_range: ``w -> magnitudes``: ``tinyjax.numerics.per_feature`` or ``per_tensor``.
+      gradient_range: ``(g, s_w) -> (rows, features)``: :func:`tinyjax.numerics.fine`, ``coarse``,
+        or clipped by ``shrunk``, ``gaussian``, ``least_angle``.
+      gradient_rounding: ``(t, seed) -> int32``: ``tinyjax.numerics.stochastic`` is unbiased and
+        needs a key, so a train state needs :func:`tinyjax.attach`; ``nearest`` needs none.
 
     Returns:
-      A transform without variables. In ``chain`` it goes last, since it computes the op itself.
+      A transform with the variables of ``scaling``. In ``chain`` it goes last.
 
     Raises:
-      ValueError: if ``bits`` is out of range; on use, if a key is missing, if a site has an empty
-        axis, if another transform stands behind this one, or if it is differentiated twice.
+      ValueError: if ``bits`` or ``products`` is not among these; on use, if a key is missing, if a
+        site has an empty axis, if another transform stands behind, or if differentiated twice.
 
     Example:
       >>> import jax, jax.numpy as jnp, tinyjax
       >>> apply = lambda params, x: jnp.tanh(x @ params["w"])
       >>> params, x = {"w": jnp.eye(8)}, jnp.linspace(-1.0, 1.0, 32).reshape(4, 8)
       >>> int8 = tinyjax.rewrite(tinyjax.int8_qat(), apply)
-      >>> def loss(params):
-      ...   return int8.apply({}, params, x, key=jax.random.key(0))[0].sum()
+      >>> loss = lambda params: int8.apply({}, params, x, key=jax.random.key(0))[0].sum()
       >>> exact = jax.grad(lambda params: apply(params, x).sum())(params)["w"]
       >>> bool(jnp.abs(jax.grad(loss)(params)["w"] - exact).max() < 0.05)
       True
@@ -86,6 +106,8 @@ def int8_qat(*, bits: int = 8, gradient_rounding: Rounding = stochastic) -> Tran
       Zhou et al., Octo, USENIX ATC 2021 (see the module).
     """
     qmax(bits)
+    if isinstance(products, str) or not set(products) <= set(_PRODUCTS):
+        raise ValueError(f"products is {products!r}: use some of {_PRODUCTS}")
 
     def call(
         op: Op,
@@ -94,10 +116,9 @@ def int8_qat(*, bits: int = 8, gradient_rounding: Rounding = stochastic) -> Tran
         key: Any,
         x: Array,
         w: Array,
-        epilogue: Any,
+        epilogue: Epilogue | None,
         **overrides: Any,
-    ) -> tuple[Array, Vars]:
-        del epilogue
+    ) -> tuple[Any, Vars]:
         if overrides or not isinstance(op, Op):
             raise ValueError(
                 f"at {site.path!r} int8_qat would bypass another transform, since it computes "
@@ -109,50 +130,71 @@ def int8_qat(*, bits: int = 8, gradient_rounding: Rounding = stochastic) -> Tran
                 f"{site.out.shape}), so there is no scale: drop empty batches before the step"
             )
         form = _FORMS[site.kind](site.x.shape, site.w.shape, **dict(site.params))
+        rows = form.enter_x(jax.lax.stop_gradient(x).astype(jnp.float32))
+        largest, vars = scaling.largest(vars, rows, site)
         seed = None if key is None else seed_of(key)
-        product = _product(form, site.path)
-        if form.batched:
-            product = jax.vmap(product, (0, 0, None))
-        z = product(form.enter_x(x.astype(jnp.float32)), form.enter_w(w.astype(jnp.float32)), seed)
-        return form.leave(z).astype(site.out.dtype), vars
+        fun, captured = epilogue[:2] if epilogue else (lambda z: (z,), ())
+        outs = block(op, form, fun)(x, w, seed, largest, *captured)
+        return outs if epilogue else outs[0], vars
 
-    def _product(form: Form, path: str) -> Any:
+    def weight(form: Form, w: Array) -> tuple[Array, Array]:
+        w = form.enter_w(w.astype(jnp.float32))
+        s_w = symmetric_scale(weight_range(w), bits)
+        return quantize(w, s_w, bits=bits), s_w
+
+    def input_gradient(form: Form, w: Array, g: Array, seed: Any) -> Array:
+        w_q, s_w = weight(form, w)  # the forward pass's, or made anew
+        s_r = symmetric_scale(gradient_range(g, s_w)[0], bits)
+        g_q = quantize(g * s_w, s_r, bits=bits, rounding=gradient_rounding, seed=seed)
+        return total(form.dx(g_q, w_q)) * finite_or_nan(s_r)
+
+    def weight_gradient(form: Form, x_q: Array, s_x: Array, w: Array, g: Array, seed: Any) -> Array:
+        if s_x.size > 1:
+            g, s_x = g * s_x, jnp.ones((), jnp.float32)
+        s_g = symmetric_scale(gradient_range(g, weight(form, w)[1])[1], bits)
+        g_q = quantize(g, s_g, bits=bits, rounding=gradient_rounding, seed=seed)
+        return total(form.dw(late(x_q, s_g), g_q)) * finite_or_nan(s_x * s_g)
+
+    def block(op: Op, form: Form, fun: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
+        """``fun(op(x, w), *captured)`` as one function with a derivative of its own."""
+        enter_x = lambda x: form.enter_x(x.astype(jnp.float32))
+        leave = lambda z: form.leave(z).astype(op.site.out.dtype)
+        transposed = lambda f, like, g: jax.linear_transpose(f, like)(g)[0]
+
         @jax.custom_vjp
-        def product(x: Array, w: Array, seed: Array | None) -> Array:
-            return forward(x, w, seed)[0]
+        def run(*args: Any) -> Any:
+            return forward(*args)[0]
 
-        def codes(t: Array, axis: Any) -> tuple[Array, Array]:
-            scale = symmetric_scale(abs_max(t, axis), bits)
-            return quantize(t, scale, bits=bits), scale.reshape(-1)
+        def forward(x: Array, w: Array, seed: Any, largest: Array, *captured: Any) -> Any:
+            s_x = symmetric_scale(largest, bits)
+            x_q = materialized(lambda part: quantize(part, s_x, bits=bits), enter_x(x))
+            if "y" in products:
+                w_q, s_w = weight(form, w)
+                z = total(form.y(x_q, w_q)) * finite_or_nan(s_x * s_w)
+            else:
+                z = form.enter_z(op(x, w)).astype(jnp.float32)
+            outs, pull = lean_vjp(lambda z, *captured: fun(leave(z), *captured), z, captured)
+            return outs, (x_q, s_x, w, seed, captured, pull)
 
-        def forward(x: Array, w: Array, seed: Array | None) -> tuple[Array, Any]:
-            x_q, s_x = codes(x, None)
-            w_q, s_w = codes(w, range(w.ndim - 1))
-            y = total(form.y(x_q, w_q)) * finite_or_nan(s_x * s_w)
-            return y, (x_q, s_x, w, seed)
+        @functools.partial(differentiable_once, path=op.site.path)
+        def gradients(x_q: Array, s_x: Array, w: Array, g: Array, seed: Any) -> tuple[Array, Array]:
+            if "dx" in products:
+                dx = transposed(enter_x, op.site.x, input_gradient(form, w, g, seed))
+            else:
+                dx = transposed(lambda x: op(x, w), op.site.x, leave(g))
+            if "dw" in products:
+                dw = weight_gradient(form, x_q, s_x, w, g, seed)
+                return dx, transposed(lambda w: form.enter_w(w.astype(jnp.float32)), op.site.w, dw)
+            x = transposed(enter_x, op.site.x, dequantize(x_q, s_x))
+            return dx, transposed(lambda w: op(x, w), op.site.w, leave(g))
 
-        @jax.custom_jvp
-        def gradients(kept: Any, g: Array) -> tuple[Array, Array]:
-            x_q, s_x, w, seed = kept
-            w_q, s_w = codes(w, range(w.ndim - 1))  # the forward pass's, or made anew from w
-            rounded = dict(bits=bits, rounding=gradient_rounding, seed=seed)
-            s_r, s_g = gradient_scales(g, s_w, bits)
-            dx = total(form.dx(quantize(g * s_w, s_r, **rounded), w_q)) * finite_or_nan(s_r)
-            dw = total(form.dw(x_q, quantize(g, s_g, **rounded))) * finite_or_nan(s_x * s_g)
-            return dx, dw
+        def backward(kept: Any, gs: Any) -> tuple[Any, ...]:
+            x_q, s_x, w, seed, captured, pull = kept
+            g, *of_captured = pull(captured, gs)
+            dx, dw = gradients(x_q, s_x, w, g, seed)
+            return dx, dw, None, None, *of_captured
 
-        @gradients.defjvp
-        def second(*ignored: Any) -> Any:
-            del ignored
-            raise ValueError(
-                f"int8_qat at {path!r} was differentiated twice, and rounding has no second "
-                "derivative: leave the site out with where(...) in what you differentiate again"
-            )
+        run.defvjp(forward, backward)
+        return run
 
-        def backward(kept: Any, g: Array) -> tuple[Array, Array, None]:
-            return *gradients(kept, g), None
-
-        product.defvjp(forward, backward)
-        return product
-
-    return Transform(lambda site: (), call)
+    return Transform(scaling.init, call)
