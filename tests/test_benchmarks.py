@@ -92,7 +92,8 @@ def test_an_unknown_case_is_named(capsys):
 
 
 @pytest.mark.parametrize("name", int8.CASES)
-def test_a_case_has_the_documented_size_and_trains(name):
+def test_a_case_has_the_documented_size_and_trains(monkeypatch, name):
+    monkeypatch.setattr(train, "_RUN_ONCE", None)  # options of a compiler, and nothing is compiled
     case = int8.CASES[name]
     assert cases.model_macs(case) == MACS[name]
     batch = [jax.ShapeDtypeStruct(each.shape, each.dtype) for each in cases.batch_of(case, 2)]
@@ -117,6 +118,7 @@ def test_missing_peers_are_none():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of flax.nnx, which qwix looks through
+@pytest.mark.usefixtures("standard_promotion")
 def test_qwix_keeps_the_parameters():
     pytest.importorskip("qwix", exc_type=ImportError)
     image = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
