@@ -52,6 +52,7 @@ MACS = {  # of one image, worked out by hand; dense layers last
     "conv_b8": 9 * 32**2 * 64 * 64,
 }
 MACS["vgg6_bn"] = MACS["vgg6"]
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def without_peers(monkeypatch):
 @pytest.mark.usefixtures("without_peers")
 @pytest.mark.parametrize(
     "case",
-    ["mlp", *(pytest.param(case, marks=pytest.mark.slow) for case in int8.CASES if case != "mlp")],
+    ["mlp", *(pytest.param(each, marks=SLOW) for each in ("vgg6", "vgg6_bn", "conv_b8"))],
 )
 def test_json_has_environment_and_rows(tmp_path, capsys, case):
     file = tmp_path / "deep" / "out.json"
@@ -83,6 +84,23 @@ def test_json_has_environment_and_rows(tmp_path, capsys, case):
     if case == "mlp":
         names = ("qwix", "torch_f32", "torch_bf16")
         assert absent == {f"{name}_{unit}" for name in names for unit in ("ms", "ratio")}
+
+
+def test_a_case_leaves_programs_out_and_runs_slow_ones_apart(monkeypatch):
+    small = models.Mlp(hidden=(4,))
+    case = cases.Case(
+        small,
+        2,
+        small,
+        slow=("f32",),
+        left_out=("f32_off", "f32_edited_off", "f32_rewritten", "f32_rewritten_off"),
+        baseline="f32_edited",
+    )
+    monkeypatch.setitem(int8.CASES, "small", case)
+    (row,) = int8.run("small", rounds=1)
+    times = {key.removesuffix("_ms") for key in row if key.endswith("_ms")}
+    assert times == {"f32", "f32_edited", "f32_best", "int8", "int8_nearest"}
+    assert row["speedup"] == row["f32_edited_ms"] / row["int8_ms"]
 
 
 def test_an_unknown_case_is_named(capsys):
