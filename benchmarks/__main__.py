@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import int8, sgq, skip
+from benchmarks import int8, peers, sgq, skip
 from experiments import measure
 
 __all__ = ["main"]
@@ -23,7 +23,8 @@ def main(argv: Sequence[str]) -> int:
     if unknown := set(args.case) - set(benchmark.CASES):
         _parser().error(f"no case {sorted(unknown)}: choose from {', '.join(benchmark.CASES)}")
     options = {"rounds": 3, "shrink": 16} if args.quick else {"rounds": args.rounds}
-    environment, rows = measure.environment(), []
+    environment: dict[str, Any] = {**measure.environment(), "peers": peers.versions()}
+    rows = []
     for name in args.case or benchmark.CASES:
         print(f"{name}: compiling and running {options['rounds']} rounds ...", flush=True)
         found = benchmark.run(name, **options)
@@ -49,10 +50,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _table(row: dict[str, Any]) -> str:
-    """One row, a metric a line."""
+    """One row, a metric a line; a metric without a value is of a peer that is not installed."""
     numbers = {key: value for key, value in row.items() if key != "case"}
     width = max(map(len, numbers))
-    return "\n".join(f"  {key:<{width}}  {value:10.3f}" for key, value in numbers.items())
+    written = lambda value: "not installed" if value is None else f"{value:10.3f}"
+    return "\n".join(f"  {key:<{width}}  {written(value)}" for key, value in numbers.items())
 
 
 if __name__ == "__main__":

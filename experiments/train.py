@@ -1,7 +1,8 @@
-"""A stock flax train step, evaluation, and a loop that survives interruption.
+"""Stock flax train steps, evaluation, and a loop that survives interruption.
 
-Nothing here knows tinyjax: `train_step` is what any flax user has, already jitted. `fit` works with
-every step ``(state, images, labels) -> (state, {"loss", "accuracy"})`` and any state pytree.
+Nothing here knows tinyjax: `train_step` is what any flax user has, already jitted, and so is
+`statistics_step` for a model with batch normalization. `fit` works with every step ``(state,
+images, labels) -> (state, {"loss", "accuracy"})`` and any state pytree.
 """
 
 import time
@@ -24,11 +25,13 @@ from experiments.progress import Watch, unwatched
 __all__ = [
     "Epoch",
     "Fitted",
+    "StatisticsState",
     "Step",
     "create_state",
     "cross_entropy",
     "evaluate",
     "fit",
+    "statistics_step",
     "train_step",
 ]
 
@@ -52,6 +55,12 @@ class Epoch(NamedTuple):
     step_ms: float  # median over the steps; every step is waited for
 
 
+class StatisticsState(TrainState):
+    """The train state of a model with batch normalization, and its running averages."""
+
+    batch_stats: Any
+
+
 class Fitted(NamedTuple):
     """A trained state and how it came about."""
 
@@ -72,12 +81,16 @@ def create_state(
       learning_rate: at the first step.
       steps: after which the rate is 0.
       seed: of the initialization.
+
+    Returns:
+      The state; a `StatisticsState` where the model keeps running averages.
     """
     init = jax.jit(model.init, compiler_options=_RUN_ONCE)
-    params = init(jax.random.key(seed), images)["params"]
+    variables = init(jax.random.key(seed), images)
     cosine = optax.cosine_decay_schedule(learning_rate, steps)
     optimizer = optax.sgd(lambda count: cosine(jnp.asarray(count, jnp.float32)), momentum=0.9)
-    state = TrainState.create(apply_fn=model.apply, params=params, tx=optimizer)
+    kind = StatisticsState if "batch_stats" in variables else TrainState
+    state = kind.create(apply_fn=model.apply, tx=optimizer, **variables)
     return state.replace(step=jnp.zeros((), jnp.int32))  # flax's is a Python int before step 1
 
 
@@ -114,7 +127,26 @@ def train_step(state: TrainState, images: Array, labels: Array) -> tuple[TrainSt
 
 
 @jax.jit
+def statistics_step(
+    state: StatisticsState, images: Array, labels: Array
+) -> tuple[StatisticsState, Metrics]:
+    """`train_step` for a model with batch normalization: it updates the running averages too."""
+
+    def loss(params: Any) -> tuple[Array, tuple[Metrics, Any]]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, updated = state.apply_fn(variables, images, mutable=["batch_stats"])
+        scores = _scores(logits, labels)
+        return scores["loss"], (scores, updated["batch_stats"])
+
+    (_, (scores, averages)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    return state.apply_gradients(grads=grads, batch_stats=averages), scores
+
+
+@jax.jit
 def _eval_step(state: TrainState, images: Array, labels: Array) -> Metrics:
+    if isinstance(state, StatisticsState):
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        return _scores(state.apply_fn(variables, images, train=False), labels)
     return _scores(state.apply_fn({"params": state.params}, images), labels)
 
 

@@ -1,40 +1,171 @@
 """The benchmarks run, and their JSON has the promised form; what they measure is not tested."""
 
 import json
+import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from benchmarks import cases, int8, peers
 from benchmarks.__main__ import main
+from experiments import models, networks, train
 
 METRICS = {
+    "model_mmacs",
     "f32_ms",
     "f32_best_ms",
     "int8_ms",
     "speedup",
     "speedup_best",
+    "stochastic_share",
+    "saved_mb_f32",
+    "saved_mb_int8",
     "saved_bytes_ratio",
+    "temp_mb_f32",
+    "temp_mb_int8",
     "temp_bytes_ratio",
+    "f32_compile_s",
+    "int8_compile_s",
+    "compile_ratio",
 }
+MACS = {  # of one image, worked out by hand; dense layers last
+    "mlp": 3072 * 1024 + 1024 * 1024 + 1024 * 10,
+    "vgg6": 9 * (32**2 * (3 + 64) * 64 + 16**2 * (64 + 128) * 128 + 8**2 * (128 + 256) * 256)
+    + 256 * 10,
+    "resnet": 9 * 32**2 * (3 + 64 + 64) * 64
+    + 16**2 * (9 * (64 + 128) + 64) * 128
+    + 8**2 * (9 * (128 + 256) + 128) * 256
+    + 256 * 10,
+    "resnet20": 9 * 32**2 * (3 + 6 * 16) * 16
+    + 16**2 * (9 * (16 + 5 * 32) + 16) * 32
+    + 8**2 * (9 * (32 + 5 * 64) + 32) * 64
+    + 64 * 10,
+    "mobilenet": 32**2 * 27 * 32
+    + 32**2 * 192 * (32 + 9 + 16)
+    + 32**2 * 96 * (16 + 9 + 24)
+    + 144 * (32**2 * 24 + 16**2 * (9 + 32))
+    + 192 * (16**2 * 32 + 8**2 * (9 + 64))
+    + 384 * 8**2 * (64 + 9 + 96)
+    + 96 * 10,
+    "conv_b8": 9 * 32**2 * 64 * 64,
+}
+MACS["vgg6_bn"] = MACS["vgg6"]
+SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("case", ["mlp", pytest.param("vgg6", marks=pytest.mark.slow)])
-def test_json_has_environment_and_rows(tmp_path, case):
+@pytest.fixture
+def without_peers(monkeypatch):
+    """As on a machine that has neither qwix nor PyTorch."""
+    for name in ("qwix", "torch"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.mark.usefixtures("without_peers")
+@pytest.mark.parametrize(
+    "case",
+    ["mlp", *(pytest.param(each, marks=SLOW) for each in ("vgg6", "vgg6_bn", "conv_b8"))],
+)
+def test_json_has_environment_and_rows(tmp_path, capsys, case):
     file = tmp_path / "deep" / "out.json"
     assert main(["int8", "--quick", "--case", case, "--json", str(file)]) == 0
     found = json.loads(file.read_text())
-    assert {"jax", "cpu", "load_average", "commit"} <= found["env"].keys()
+    assert {"jax", "cpu", "load_average", "commit", "peers"} <= found["env"].keys()
     (row,) = found["rows"]
     assert row["case"] == case
     assert row.keys() >= METRICS
     assert row["int8_mac_share"] == 1.0
-    assert row["speedup"] == pytest.approx(row["f32_ms"] / row["int8_ms"])
+    assert row["speedup"] == pytest.approx(row[f"{int8.CASES[case].baseline}_ms"] / row["int8_ms"])
     assert row["f32_best_ms"] <= row["f32_ms"]
+    absent = {key for key, value in row.items() if value is None}
+    assert absent == {key for key in row if key.startswith(("qwix", "torch"))}
+    assert capsys.readouterr().out.count("not installed") == len(absent)
+    if case == "mlp":
+        names = ("qwix", "torch_f32", "torch_bf16")
+        assert absent == {f"{name}_{unit}" for name in names for unit in ("ms", "ratio")}
+
+
+def test_a_case_leaves_programs_out_and_runs_slow_ones_apart(monkeypatch):
+    small = models.Mlp(hidden=(4,))
+    case = cases.Case(
+        small,
+        2,
+        small,
+        slow=("f32",),
+        left_out=("f32_off", "f32_edited_off", "f32_rewritten", "f32_rewritten_off"),
+        baseline="f32_edited",
+    )
+    monkeypatch.setitem(int8.CASES, "small", case)
+    (row,) = int8.run("small", rounds=1)
+    times = {key.removesuffix("_ms") for key in row if key.endswith("_ms")}
+    assert times == {"f32", "f32_edited", "f32_best", "int8", "int8_nearest"}
+    assert row["speedup"] == row["f32_edited_ms"] / row["int8_ms"]
 
 
 def test_an_unknown_case_is_named(capsys):
     with pytest.raises(SystemExit):
-        main(["int8", "--case", "resnet"])
-    assert "no case ['resnet']: choose from mlp, vgg6" in capsys.readouterr().err
+        main(["int8", "--case", "lenet"])
+    assert "no case ['lenet']: choose from mlp, vgg6" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", int8.CASES)
+def test_a_case_has_the_documented_size_and_trains(monkeypatch, name):
+    monkeypatch.setattr(train, "_RUN_ONCE", None)  # options of a compiler, and nothing is compiled
+    case = int8.CASES[name]
+    assert cases.model_macs(case) == MACS[name]
+    batch = [jax.ShapeDtypeStruct(each.shape, each.dtype) for each in cases.batch_of(case, 2)]
+    shapes = {}
+    for model in filter(None, (case.model, case.edited)):
+        create = lambda images, model=model: train.create_state(
+            model, images, learning_rate=0.1, steps=1, seed=0
+        )
+        state = jax.eval_shape(create, batch[0])
+        shapes[model] = jax.tree.map(lambda leaf: leaf.shape, state.params)
+        _, out = jax.eval_shape(case.step, state, *batch)
+        assert case.step is cases.both_gradients or out["loss"].shape == ()
+    assert all(found == shapes[case.model] for found in shapes.values())
+
+
+@pytest.mark.usefixtures("without_peers")
+def test_missing_peers_are_none():
+    images, labels = np.zeros((2, 8, 8, 3), np.float32), np.zeros(2, np.int32)
+    assert peers.qwix_model(models.Mlp()) is None
+    steps = peers.torch_steps(models.Mlp(), images, labels)
+    assert steps == {"torch_f32": None, "torch_bf16": None}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of flax.nnx, which qwix looks through
+@pytest.mark.usefixtures("standard_promotion")
+def test_qwix_keeps_the_parameters():
+    pytest.importorskip("qwix", exc_type=ImportError)
+    image = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    model = models.Vgg6(widths=(4, 8))
+    shapes = [
+        jax.eval_shape(each.init, jax.random.key(0), image)
+        for each in (model, peers.qwix_model(model))
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("model", [models.Mlp(hidden=(8,)), models.Vgg6(widths=(4, 8))])
+def test_torch_trains_the_same_layers(model):
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    images = np.random.default_rng(0).normal(size=(6, 8, 8, 3)).astype(np.float32)
+    image = jax.ShapeDtypeStruct(images.shape, jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), image)
+    network = peers._torch_network(torch, model, (8, 8, 3))
+    sizes = [sum(map(int, (leaf.size for leaf in jax.tree.leaves(params))))]
+    assert sizes == [sum(each.numel() for each in network.parameters())]
+    for step in peers.torch_steps(model, images, np.arange(6, dtype=np.int32)).values():
+        first = step()
+        assert [step() for _ in range(9)][-1] < first
+
+
+def test_torch_refuses_what_is_not_written():
+    pytest.importorskip("torch", exc_type=ImportError)
+    with pytest.raises(ValueError, match="ResNet is not written in PyTorch"):
+        peers.torch_steps(networks.ResNet(), np.zeros((1, 8, 8, 3)), np.zeros(1))
 
 
 def test_sgq_has_a_row_for_every_case(tmp_path):

@@ -10,7 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import compare, data, demo, extras, measure, models, octo, report, results, train
+from experiments import (
+    compare,
+    data,
+    demo,
+    extras,
+    measure,
+    models,
+    networks,
+    octo,
+    report,
+    results,
+    train,
+)
 from experiments.__main__ import main
 from experiments.errors import UserError
 
@@ -32,13 +44,53 @@ def command(*words: object) -> list[str]:
         (models.Mlp(), (32, 32, 3), 4_206_602),
         (models.Mlp(hidden=(8,)), (2, 2, 1), 4 * 8 + 8 + 8 * 10 + 10),
         (models.SimpleCnn(), (28, 28, 1), 433_890),
+        (networks.Vgg6Bn(), (32, 32, 3), 1_148_874),
+        (networks.ResNet(), (32, 32, 3), 1_227_594),
+        (networks.ResNet((16, 32, 64), blocks=3), (32, 32, 3), 272_474),
+        (networks.MobileNet(), (32, 32, 3), 116_458),
     ],
 )
 def test_models_have_the_stated_size(model, shape, parameters):
     images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
     logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
     assert (logits.shape, logits.dtype) == ((2, 10), jnp.float32)
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == parameters
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == parameters
+
+
+@pytest.mark.parametrize(
+    ("size", "taps", "strides", "padding"),
+    [
+        ((6, 6), (3, 3), (1, 1), "SAME"),
+        ((7, 6), (3, 3), (2, 2), "SAME"),
+        ((7, 8), (2, 3), (1, 2), "VALID"),
+        ((5, 5), (1, 1), (2, 1), [(0, 0), (0, 0)]),
+        ((5, 4), (3, 2), (2, 1), [(1, 0), (2, 1)]),
+    ],
+)
+def test_shifted_depthwise_is_the_grouped_convolution(rng, size, taps, strides, padding):
+    x = jnp.asarray(rng.integers(-9, 10, (2, *size, 5)), jnp.float32)
+    kernel = jnp.asarray(rng.integers(-9, 10, (*taps, 1, 5)), jnp.float32)
+    found, pull = jax.vjp(
+        lambda x, w: networks.shifted_depthwise(x, w, strides, padding, lhs_dilation=(1, 1)),
+        x,
+        kernel,
+    )
+    right, pull_right = jax.vjp(
+        lambda x, w: jax.lax.conv_general_dilated(
+            x,
+            w,
+            strides,
+            padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=5,
+        ),
+        x,
+        kernel,
+    )
+    np.testing.assert_array_equal(found, right)  # small whole numbers: exact in every order
+    g = jnp.asarray(rng.integers(-9, 10, right.shape), jnp.float32)
+    for a, b in zip(pull(g), pull_right(g), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_the_backbone_quarters_an_image_and_sees_what_it_says():
@@ -187,6 +239,32 @@ def test_a_damaged_checkpoint_is_named_with_the_cure(tmp_path, split):
             path.write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"cannot be read .* remove .* to start over"):
         a_fit(split, tmp_path, lambda done, standing: None, epochs=2)
+
+
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=True):
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(x.mean((1, 2)))
+        return nn.Dense(10)(x)
+
+
+def test_running_averages_are_trained_and_evaluated_with(rng):
+    images = jnp.asarray(rng.normal(3.0, 2.0, (50, 4, 4, 2)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, 10, 50), jnp.int32)
+    state = train.create_state(Normed(), np.asarray(images), learning_rate=0.5, steps=30, seed=0)
+    assert isinstance(state, train.StatisticsState)
+    first = train.statistics_step(state, images, labels)[1]["loss"]
+    for _ in range(20):  # the averages forget where they started by 2^-20
+        state, scores = train.statistics_step(state, images, labels)
+    assert scores["loss"] < first
+    mean = state.batch_stats["BatchNorm_0"]["mean"]
+    np.testing.assert_allclose(mean, images.mean((0, 1, 2)), rtol=1e-5)  # float32 sums; 2^-20
+    logits = state.apply_fn(
+        {"params": state.params, "batch_stats": state.batch_stats}, images, train=False
+    )
+    right = train.cross_entropy(logits, labels)
+    found = train._eval_step(state, images, labels)["loss"]
+    np.testing.assert_allclose(found, right, rtol=1e-6)
 
 
 def test_evaluation_weighs_a_ragged_last_piece(split):
