@@ -116,7 +116,7 @@ _HEADINGS = (
     ("", "MMAC", "MMAC", "products", "kept kB", "kept kB", "ms", "ms", "speed", "int32", "int8"),
     ("site", "of y", "of all", "in int8", "float", "int8", "float", "int8", "-up", "parts", "pays"),
 )
-_PATH = 24  # characters of a path, its last ones
+_PATH = 22  # characters of a path, its last ones
 
 
 def _table(audit: Audit) -> str:
@@ -180,4 +180,5 @@ def _costs(
     kept = (f"{float_bytes / 1e3:.0f}", f"{int8_bytes / 1e3:.0f}")
     if float_ms is None or int8_ms is None:
         return (*kept, "?", "?", "?")
-    return (*kept, f"{float_ms:.2f}", f"{int8_ms:.2f}", f"{float_ms / int8_ms:.2f}x")
+    times = (f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}" for ms in (float_ms, int8_ms))
+    return (*kept, *times, f"{float_ms / int8_ms:.2f}x")
