@@ -48,7 +48,7 @@ class Config:
 
 
 _GRAY = dict(size=28, channels=1)
-_OTHERWISE: dict[str, dict[str, int]] = {
+_OTHERWISE: dict[str, dict[str, Any]] = {
     "mlp": dict(batch=256),
     "small_cnn": _GRAY,
     "simple_cnn": _GRAY,
@@ -85,7 +85,7 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
         (config.batch, config.size, config.size, config.channels), jnp.float32
     )
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    training = {"mutable": ["batch_stats"]} if "batch_stats" in variables else {}
+    training: dict[str, Any] = {"mutable": ["batch_stats"]} if "batch_stats" in variables else {}
     found = tinyjax.audit(
         model.apply,
         variables,

@@ -113,8 +113,8 @@ class Audit(NamedTuple):
 
 
 _HEADINGS = (
-    ("", "MMAC", "MMAC", "products", "kept kB", "kept kB", "ms", "ms", "speed", "int32", "int8"),
-    ("site", "of y", "of all", "in int8", "float", "int8", "float", "int8", "-up", "parts", "pays"),
+    ("", "MMAC", "MMAC", "int8", "kept kB", "kept kB", "ms", "ms", "speed", "int32", "int8"),
+    ("site", "of y", "of all", "product", "float", "int8", "float", "int8", "-up", "parts", "pays"),
 )
 _PATH = 22  # characters of a path, its last ones
 
@@ -124,7 +124,7 @@ def _table(audit: Audit) -> str:
     rows = [_line(row) for row in audit.rows]
     outside = audit.macs - sum(sum(row.macs) for row in audit.rows)
     if outside:
-        rows.append(("no sites", "", f"{outside / 1e6:.1f}", *[""] * 8))
+        rows.append(("no sites", "", _millions(outside), *[""] * 8))
     rows.append(_total(audit))
     widths = [max(map(len, column)) for column in zip(*_HEADINGS, *rows, strict=True)]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
@@ -149,8 +149,8 @@ def _line(row: Advice) -> tuple[str, ...]:
     kinds = (name for name, int8 in zip(Products._fields, row.int8, strict=True) if int8)
     return (
         path if len(path) <= _PATH else f"…{path[1 - _PATH :]}",
-        f"{row.macs.y / 1e6:.1f}",
-        f"{sum(row.macs) / 1e6:.1f}",
+        _millions(row.macs.y),
+        _millions(sum(row.macs)),
         " ".join(kinds) or "none",
         *_costs(row.float_bytes, row.int8_bytes, row.float_ms, row.int8_ms),
         " ".join(map(str, row.parts)),
@@ -164,13 +164,17 @@ def _total(audit: Audit) -> tuple[str, ...]:
     times = (column(field) for field in ("float_ms", "int8_ms"))
     return (
         "total",
-        f"{sum(macs.y for macs in column('macs')) / 1e6:.1f}",
-        f"{audit.macs / 1e6:.1f}",
+        _millions(sum(macs.y for macs in column("macs"))),
+        _millions(audit.macs),
         f"{audit.int8_share:.0%}",
         *_costs(*bytes_, *(None if None in ms else sum(ms) for ms in times)),
         "",
         "",
     )
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f}" if count < 1e9 else f"{count / 1e6:.0f}"
 
 
 def _costs(

@@ -117,7 +117,7 @@ def _times(
 ) -> dict[str, Timing]:
     """Times by path: those that are known, and where wanted those that are measured for it."""
     known, found = timing.load(cache), {}
-    for site in sites:
+    for site in sites if measure or known else ():
         case = (tx, site, site.path in firsts, options)
         key = timing.key_of(*case)
         if key not in known and measure:
