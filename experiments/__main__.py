@@ -1,11 +1,11 @@
-"""``python -m experiments <octo|sgq|pass|demo>``: runs one, writes JSON, prints a table."""
+"""``python -m experiments <octo|sgq|pass|audit|demo>``: runs one, writes JSON, prints a table."""
 
 import importlib
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,12 @@ from experiments.extras import imported
 __all__ = ["Arguments", "main"]
 
 # Experiment: (its module, its default configuration). It also needs its entry in `tables.TABLES`.
-_ONE = {"octo": ("octo", "int8"), "sgq": ("sgq", "sample"), "pass": ("skip", "sample")}
+_ONE = {
+    "octo": ("octo", "int8"),
+    "sgq": ("sgq", "sample"),
+    "pass": ("skip", "sample"),
+    "audit": ("audit", "vgg6"),
+}
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,13 @@ class Arguments:
     JSON is there; the demo is there to be watched, so it runs anew every time.
     """
 
-    experiment: Literal["octo", "sgq", "pass", "demo"]
+    experiment: Literal["octo", "sgq", "pass", "audit", "demo"]
     """octo: train one arm. sgq: train across a cut and without one. pass: skip patches of a video.
-    demo: all three, with a report. Each writes JSON."""
+    audit: where int8 is faster on this machine. demo: the methods, with a report. Each writes
+    JSON."""
     config: str | None = None
-    """Name of the configuration, by default int8 (octo) or sample (others); "?" lists them."""
+    """Name of the configuration, by default int8 (octo), vgg6 (audit), sample (others); "?" lists
+    them."""
     set: tuple[tuple[str, ...], ...] = ()
     """Changes to the configuration, key=value; "?=" lists the keys. Of the demo: part.key=value."""
     smoke: bool = False
@@ -77,13 +84,14 @@ def _one(given: Arguments, command: str) -> None:
     experiment = importlib.import_module(f"experiments.{module}")
     name, config = _chosen(given, experiment, default)
     config = settings.change(config, _settings(given))
-    config = config if given.seed is None else replace(config, seed=given.seed)
+    config = config if given.seed is None else settings.change(config, [f"seed={given.seed}"])
     out = given.out or Path("out") / given.experiment
     run = lambda folder: experiment.run(config, folder, bars)
     outcome = once(name, config, out, run, experiment=given.experiment, command=command)
     if given.experiment == "pass":
         shading.movie(outcome.record, outcome.path.with_suffix(".mp4"), bars)
-    imported("rich").print(tables.finished(tables.TABLES[given.experiment], outcome))
+    shown = tables.finished(tables.TABLES[given.experiment], outcome)
+    imported("rich").get_console().print(shown, soft_wrap=True)
 
 
 def _demo(given: Arguments, command: str) -> None:

@@ -1,7 +1,8 @@
 """tinyjax: TinyML training methods as composable, pure function transforms in JAX."""
 
 from tinyjax import numerics, transforms, wire
-from tinyjax.audit import count_macs
+from tinyjax.advice import Advice, Audit
+from tinyjax.auditing import audit
 from tinyjax.base import (
     BlockTransform,
     Codec,
@@ -16,6 +17,7 @@ from tinyjax.base import (
 )
 from tinyjax.codes import SGQCode, SGQGradient
 from tinyjax.combine import at, chain, identity, where
+from tinyjax.counting import count_macs
 from tinyjax.gates import exact, static, threshold
 from tinyjax.rewrite import rewrite, sites
 from tinyjax.scaling import Scaling, delayed, frozen, per_row, per_tensor
@@ -32,6 +34,8 @@ from tinyjax.transforms import (
 from tinyjax.transforms.pass_skip import SkipState
 
 __all__ = [
+    "Advice",
+    "Audit",
     "BlockTransform",
     "Codec",
     "Epilogue",
@@ -48,6 +52,7 @@ __all__ = [
     "Transform",
     "at",
     "attach",
+    "audit",
     "chain",
     "count_macs",
     "delayed",

@@ -32,9 +32,11 @@ __all__ = [
     "checkpointed",
     "equations",
     "inner_jaxprs",
+    "inside",
     "is_array",
     "is_literal",
     "macs",
+    "needed",
     "read",
     "trace",
 ]
@@ -146,6 +148,21 @@ def equations(jaxpr: Jaxpr, times: int = 1) -> Iterator[tuple[Eqn, int]]:
         inner = times * eqn.params["length"] if eqn.primitive.name == "scan" else times
         for body in inner_jaxprs(eqn):
             yield from equations(body, inner)
+
+
+def needed(jaxpr: Jaxpr, atom: Any) -> list[Eqn]:
+    """The equations that one variable of a jaxpr is computed from, in order."""
+    wanted, found = {atom} if not is_literal(atom) else set(), []
+    for eqn in reversed(jaxpr.eqns):
+        if not wanted.isdisjoint(eqn.outvars):
+            wanted.update(v for v in eqn.invars if not is_literal(v))
+            found.append(eqn)
+    return found[::-1]
+
+
+def inside(eqn: Eqn) -> list[Eqn]:
+    """All equations within an equation: of loop bodies, branches, called functions."""
+    return [inner for jaxpr in inner_jaxprs(eqn) for inner, _ in equations(jaxpr)]
 
 
 def macs(kind: str, params: dict[str, Any], x: Any, w: Any, out: Any) -> int:

@@ -9,15 +9,27 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from tinyjax import compat
 from tinyjax.base import Op, Site
 
-__all__ = ["Flat", "Found", "Meeting", "Plan", "find", "flatten", "holds", "plan", "readers"]
+__all__ = [
+    "Flat",
+    "Found",
+    "Meeting",
+    "Plan",
+    "find",
+    "firsts",
+    "flatten",
+    "holds",
+    "plan",
+    "readers",
+]
 
 IsSite = Callable[[compat.Eqn], bool]
 
@@ -135,7 +147,7 @@ def _meet(eqn: compat.Eqn, index: int, path: str, found: Found, loop: str | None
     """Records one meeting of activation and weight, described in the order (x, w)."""
     kind, swapped, params = compat.KINDS[eqn.primitive.name], index == 0, dict(eqn.params)
     w, x = (eqn.invars[i].aval for i in (index, 1 - index))
-    if not jax.numpy.issubdtype(w.dtype, jax.numpy.floating):
+    if not jnp.issubdtype(w.dtype, jnp.floating):
         return
     if kind == "conv" and (swapped or params["batch_group_count"] != 1):
         return  # only derivatives of convolutions look like this
@@ -155,6 +167,30 @@ def _meet(eqn: compat.Eqn, index: int, path: str, found: Found, loop: str | None
         found.meetings[id(eqn)] = Meeting(site, swapped)
     else:
         found.looped[site.path] = (site, loop)
+
+
+def firsts(flat: Flat, found: Found) -> frozenset[str]:
+    """Paths of the sites whose activation depends on no parameter: none trains through its dx."""
+    return frozenset(_firsts(flat.jaxpr, set(filter(_differentiable, flat.names)), found))
+
+
+def _firsts(jaxpr: compat.Jaxpr, trained: set[Any], found: Found) -> Iterator[str]:
+    depends = lambda atom: not compat.is_literal(atom) and atom in trained
+    for eqn in jaxpr.eqns:
+        if id(eqn) in found.meetings:
+            site, swapped = found.meetings[id(eqn)]
+            if not depends(eqn.invars[swapped]):
+                yield site.path
+        elif eqn.primitive.name in compat.REMAT:
+            inner, _ = compat.body(eqn)
+            pairs = zip(inner.invars, eqn.invars, strict=True)
+            yield from _firsts(inner, {v for v, u in pairs if depends(u)}, found)
+        if any(map(depends, eqn.invars)):
+            trained.update(filter(_differentiable, eqn.outvars))
+
+
+def _differentiable(var: Any) -> bool:
+    return jnp.issubdtype(var.aval.dtype, jnp.inexact)
 
 
 class Plan(NamedTuple):
