@@ -19,6 +19,7 @@ from jax import lax
 from tinyjax.numerics.conv_taps import ConvSpec
 from tinyjax.numerics.integer_conv import conv, conv_dw, conv_dx
 from tinyjax.numerics.integer_ops import Sums, dot, dot_dw, dot_dx
+from tinyjax.numerics.placement import Spec, placed
 
 __all__ = ["Form", "conv_form", "dot_form"]
 
@@ -88,9 +89,9 @@ def dot_form(
         lambda x: _arrange(x, (*bx, *free_x, *cx), (*batch, rows, depth)),
         lambda w: _arrange(w, (*bw, *cw, *free_w), (*batch, depth, features)),
         lambda z: z.reshape(out),
-        dot,
-        dot_dx,
-        dot_dw,
+        placed(dot, _y_spec),
+        placed(dot_dx, _dx_spec),
+        placed(dot_dw, _dw_spec),
         bool(batch),
     )
 
@@ -164,11 +165,23 @@ def conv_form(
         enter_x,
         enter_w,
         leave,
-        functools.partial(conv, spec=spec),
-        functools.partial(conv_dx, spec=spec, space=(*ones, *space)),
-        functools.partial(conv_dw, spec=spec, taps=taps),
+        placed(functools.partial(conv, spec=spec), _y_spec),
+        placed(functools.partial(conv_dx, spec=spec, space=(*ones, *space)), _dx_spec),
+        placed(functools.partial(conv_dw, spec=spec, taps=taps), _dw_spec),
         False,
     )
+
+
+def _y_spec(x: Spec, w: Spec) -> Spec:
+    return (*x[:-1], w[-1])
+
+
+def _dx_spec(g: Spec, w: Spec) -> Spec:
+    return (*g[:-1], w[-2])
+
+
+def _dw_spec(x: Spec, g: Spec) -> Spec:
+    return (*(None for _ in x[:-2]), x[-1], g[-1])
 
 
 def _arrange(x: Array, axes: Sequence[int], shape: Sequence[int] | None = None) -> Array:

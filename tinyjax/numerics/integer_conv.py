@@ -129,15 +129,13 @@ def conv_dw(x: Array, g: Array, spec: ConvSpec, taps: tuple[int, ...]) -> Sums:
       >>> conv_dw(x, g, spec, (3, 3))[0][1, 1, 0].tolist()
       [32, 32]
     """
-    pixels = math.prod(g.shape[1:-1])
     if _grouped(x.shape[-1] // spec.groups, spec):
         pairs = zip(_split(x, spec), _split(g, spec), strict=True)
         return _join(conv_dw(a, b, _one_group(spec), taps) for a, b in pairs)
-    dense = spec.groups == 1 and len(taps) == 2 and set(spec.strides) == {1}
-    if not dense or not 0 < pixels <= MAX_CONTRACTION or not _covers(x, g, spec, taps):
+    dense = spec.groups == 1 and len(taps) == 2 and set(spec.strides) == {1} and g.size > 0
+    if not dense or len(g) * g.shape[2] > MAX_CONTRACTION or not _covers(x, g, spec, taps):
         return tap_conv_dw(x, g, spec, taps)
-    cuts = spans(x.shape[0], MAX_CONTRACTION // pixels)
-    return tuple(_library_dw(x[s], g[s], spec) for s in cuts)
+    return _library_dw(x, g, spec)
 
 
 # --- library form --------------------------------------------------------------------------------
@@ -171,27 +169,27 @@ def _covers(x: Array, g: Array, spec: ConvSpec, taps: tuple[int, ...]) -> bool:
     return all(o <= n and min(p) >= 0 and n + sum(p) - o == (k - 1) * d for n, o, k, p, d in rows)
 
 
-def _library_dw(x: Array, g: Array, spec: ConvSpec) -> Array:
+def _library_dw(x: Array, g: Array, spec: ConvSpec) -> Sums:
     """Convolutions with the batch as channels and some rows of the gradient as kernel, summed.
 
-    XLA reads the whole kernel again for every few output rows, so it should stay in cache.
+    XLA reads the whole kernel again for every few output rows, so it should stay in cache. Rows
+    are what int32 splits too, for a cut through a batch on several devices would move half of it.
     """
     columns, kernel = channels_to_front(x), keep(g.transpose(1, 2, 0, 3))
-    rows = max(1, CACHED // math.prod(kernel.shape[1:]))
     (before, after), across = spec.padding
     columns = padded(columns, ((before, after), (0, 0)))
     reach = columns.shape[1] - len(kernel)
-    out = total_of(
-        _library(
-            keep(columns[:, s.start : s.stop + reach]),
-            keep(kernel[s]),
-            spec.dilation,
-            ((0, 0), across),
-            (1, 1),
-        )
-        for s in spans(len(kernel), rows)
-    )
-    return out.transpose(1, 2, 0, 3)
+
+    def product(start: int, stop: int) -> Array:
+        rows = keep(columns[:, start : stop + reach])
+        return _library(rows, keep(kernel[start:stop]), spec.dilation, ((0, 0), across), (1, 1))
+
+    def part(s: slice) -> Array:
+        cuts = spans(s.stop - s.start, max(1, CACHED // math.prod(kernel.shape[1:])))
+        out = total_of(product(s.start + cut.start, s.start + cut.stop) for cut in cuts)
+        return out.transpose(1, 2, 0, 3)
+
+    return tuple(map(part, spans(len(kernel), MAX_CONTRACTION // math.prod(kernel.shape[1:3]))))
 
 
 # --- groups: several channels each, so every group is a convolution of its own -------------------
