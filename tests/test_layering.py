@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "step": {"base", "compat", "numerics", "rewrite"},
     "audit": {"compat"},
     "codes": {"base"},
+    "portable": {"compat", "numerics"},
     "transforms": {"numerics", "base", "blocks", "codes", "combine", "gates"},
     "wire": {"codes"},
 }

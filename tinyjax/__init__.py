@@ -17,6 +17,7 @@ from tinyjax.base import (
 from tinyjax.codes import SGQCode, SGQGradient
 from tinyjax.combine import at, chain, identity, where
 from tinyjax.gates import exact, static, threshold
+from tinyjax.portable import portable
 from tinyjax.rewrite import rewrite, sites
 from tinyjax.step import attach, detach, over_step
 from tinyjax.transforms import (
@@ -56,6 +57,7 @@ __all__ = [
     "numerics",
     "over_step",
     "pass_skip",
+    "portable",
     "rewrite",
     "send",
     "sgq",
