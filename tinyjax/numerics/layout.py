@@ -7,7 +7,20 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-__all__ = ["channels_to_front", "flattened", "keep", "row_major"]
+__all__ = ["channels_to_front", "cpu_kernels", "flattened", "keep", "row_major"]
+
+
+def cpu_kernels() -> bool:
+    """Whether programs are written for XLA's CPU kernels: where jax runs by default, when tracing.
+
+    Everything that depends on the backend asks here. The integers do not depend on it.
+
+    Example:
+      >>> import jax
+      >>> cpu_kernels() == (jax.default_backend() == "cpu")
+      True
+    """
+    return jax.default_backend() == "cpu"
 
 
 def row_major(x: jax.Array) -> jax.Array:
@@ -22,8 +35,8 @@ def row_major(x: jax.Array) -> jax.Array:
       >>> row_major(jnp.ones((2, 3)).T).shape
       (3, 2)
     """
-    if not isinstance(x, jax.core.Tracer):
-        return x  # a concrete array is row-major as it is
+    if not isinstance(x, jax.core.Tracer) or not cpu_kernels():
+        return x  # a concrete array is row-major as it is, and other compilers choose for themselves
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
