@@ -73,9 +73,7 @@ def run(name: str, *, rounds: int = 15, shrink: int = 1) -> list[dict[str, Any]]
         calls=3,
     )
     ms = {f"{key}_ms": 1e3 * median(times) for key, times in seconds.items()}
-    pairs = zip(
-        native(arrays, images, labels)[0], loaded(arrays, images, labels)[0], strict=True
-    )
+    pairs = zip(native(arrays, images, labels)[0], loaded(arrays, images, labels)[0], strict=True)
     row = {
         "case": name,
         **ms,

@@ -79,9 +79,7 @@ def trace(fun: Callable[..., Any], *args: Any) -> tuple[Jaxpr, Sequence[Any]]:
     return closed.jaxpr, closed.consts
 
 
-def replaced(
-    fun: Callable[..., Any], name: str, by: Callable[[Any], Any], *args: Any
-) -> list[Any]:
+def replaced(fun: Callable[..., Any], name: str, by: Callable[[Any], Any], *args: Any) -> list[Any]:
     """``fun(*args)``, a list, with every equation ``name``, however deep, computed by ``by(x)``.
 
     Calls, checkpointed regions, loops and branches are entered and stay what they are.

@@ -36,7 +36,9 @@ def row_major(x: jax.Array) -> jax.Array:
       (3, 2)
     """
     if not isinstance(x, jax.core.Tracer) or not cpu_kernels():
-        return x  # a concrete array is row-major as it is, and other compilers choose for themselves
+        return (
+            x  # a concrete array is row-major as it is, and other compilers choose for themselves
+        )
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 

@@ -45,7 +45,8 @@ def placed(
         if not axes:
             return product(a, b)
         out = jax.sharding.PartitionSpec(*_once(spec(_spec(a), _spec(b))))
-        return jax.sharding.auto_axes(product, axes=axes, out_sharding=out)(a, b)
+        automatic: Any = jax.sharding.auto_axes(product, axes=axes, out_sharding=out)
+        return automatic(a, b)
 
     return run
 
