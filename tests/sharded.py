@@ -139,6 +139,11 @@ def placed(mesh: jax.sharding.Mesh, tree: Any, spec: PartitionSpec) -> Any:
     return jax.tree.map(put, tree)
 
 
+# The compiler of older releases does not know how a layout constraint is partitioned, and gathers
+# its operand: the same integers, more traffic.
+PARTITIONED = jax.__version_info__ >= (0, 12)
+
+
 def collectives(program: jax.stages.Compiled) -> list[tuple[str, str]]:
     """``(what, dtypes)`` of every exchange between devices in a compiled program."""
     kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
