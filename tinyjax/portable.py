@@ -18,8 +18,8 @@ def portable(fun: Callable[..., Any]) -> Callable[..., Any]:
 
     Integer products hold their operands row-major by layout constraints, which are custom calls of
     one compiler. Here each is a reshape to one axis and back around a barrier, which holds them as
-    well: a step takes about a quarter longer, where merely leaving the constraints out makes it 15
-    to 40 times slower. Calls, ``jax.checkpoint`` regions and loops are entered and stay what they
+    well: a step takes about a fifth longer, where merely leaving the constraints out makes it 15
+    times slower. Calls, ``jax.checkpoint`` regions and loops are entered and stay what they
     are; nothing else changes.
 
     It goes outermost, around the whole step: of ``jax.grad(portable(f))`` the backward pass is
