@@ -1,4 +1,4 @@
-"""``python -m benchmarks <int8|sgq|pass>``: measures, prints tables, writes JSON."""
+"""``python -m benchmarks <int8|sgq|pass|portable>``: measures, prints tables, writes JSON."""
 
 import argparse
 import json
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import int8, peers, sgq, skip
+from benchmarks import int8, peers, portable, sgq, skip
 from experiments import measure
 
 __all__ = ["main"]
 
-BENCHMARKS = {"int8": int8, "sgq": sgq, "pass": skip}
+BENCHMARKS = {"int8": int8, "sgq": sgq, "pass": skip, "portable": portable}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import cases, int8, peers
+from benchmarks import cases, gpu, int8, peers
 from benchmarks.__main__ import main
 from experiments import models, networks, train
 
@@ -192,3 +192,31 @@ def test_pass_has_a_row_for_every_share(tmp_path, case):
         assert row.keys() >= {"dense_ms", "skip_ms", "speedup"}
         assert row["max_abs_err"] <= 1e-6 * row["max_abs"]
         assert row["recomputed"] in (round(4 * row["active"]) / 4, 1.0)  # of four patches, or whole
+
+
+def test_portable_stands_beside_native(tmp_path):
+    file = tmp_path / "portable.json"
+    assert main(["portable", "--quick", "--case", "mlp", "--json", str(file)]) == 0
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row.keys() >= {"native_ms", "portable_ms"}
+    assert row["portable_over_native"] == pytest.approx(row["portable_ms"] / row["native_ms"])
+    assert row["same_bits"] == 1.0
+
+
+def test_the_gpu_script_runs_as_it_would_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    file = tmp_path / "deep" / "gpu.json"
+    assert gpu.main(["int8", "--smoke", "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert {"device", "backend", "smoke", "commit"} <= found["env"].keys()
+    assert {row["product"] for row in found["products"]} == {"forward", "dgrad", "wgrad"}
+    assert all(row["integers_equal"] for row in found["products"])
+    for row in (*found["products"], *found["steps"]):
+        assert row.keys() >= {"int8_ms", "bf16_ms", "f32_ms", "speedup_bf16", "speedup_f32"}
+    assert found["codes"] == {"nearest": 1.0, "stochastic": 1.0}  # here both are the CPU
+
+
+def test_the_gpu_script_wants_a_gpu(capsys):
+    with pytest.raises(SystemExit):
+        gpu.main(["int8"])
+    assert "found no GPU here" in capsys.readouterr().err

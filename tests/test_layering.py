@@ -42,6 +42,7 @@ MAY_IMPORT = {
         "transforms",
     },
     "codes": {"base"},
+    "portable": {"compat", "numerics"},
     "residuals": {"compat", "numerics"},
     "scaling": {"base", "numerics"},
     "transforms": {

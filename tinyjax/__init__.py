@@ -19,6 +19,7 @@ from tinyjax.codes import SGQCode, SGQGradient
 from tinyjax.combine import at, chain, identity, where
 from tinyjax.counting import count_macs
 from tinyjax.gates import exact, static, threshold
+from tinyjax.portable import portable
 from tinyjax.rewrite import rewrite, sites
 from tinyjax.scaling import Scaling, delayed, frozen, per_row, per_tensor
 from tinyjax.step import attach, detach, over_step
@@ -67,6 +68,7 @@ __all__ = [
     "pass_skip",
     "per_row",
     "per_tensor",
+    "portable",
     "rewrite",
     "send",
     "sgq",

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import Literal, jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun, jaxprs_in_params
+from jax.extend.core import Jaxpr as _Jaxpr
 
 __all__ = [
     "CALLS",
+    "CONSTRAINT",
     "CONV",
     "CUSTOM",
     "DOT",
@@ -38,6 +40,7 @@ __all__ = [
     "macs",
     "needed",
     "read",
+    "replaced",
     "trace",
 ]
 
@@ -47,6 +50,7 @@ Eqn = Any
 CONV = "conv_general_dilated"
 DOT = "dot_general"
 KINDS = {CONV: "conv", DOT: "dot"}
+CONSTRAINT = "layout_constraint"
 CALLS = frozenset({"jit", "pjit", "closed_call", "core_call"})  # entered: they only group equations
 CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
 REMAT = frozenset({"remat2", "checkpoint", "remat"})  # kept: they carry the user's memory policy
@@ -75,6 +79,32 @@ def trace(fun: Callable[..., Any], *args: Any) -> tuple[Jaxpr, Sequence[Any]]:
     """Returns the jaxpr of ``fun(*args)`` and the values of its constants."""
     closed = jax.make_jaxpr(fun)(*args)
     return closed.jaxpr, closed.consts
+
+
+def replaced(fun: Callable[..., Any], name: str, by: Callable[[Any], Any], *args: Any) -> list[Any]:
+    """``fun(*args)``, a list, with every equation ``name``, however deep, computed by ``by(x)``.
+
+    Calls, checkpointed regions, loops and branches are entered and stay what they are.
+    """
+    return jaxpr_as_fun(_with_replaced(jax.make_jaxpr(fun)(*args), name, jax.jit(by)))(*args)
+
+
+def _with_replaced(jaxpr: Jaxpr, name: str, by: Callable[[Any], Any]) -> Jaxpr:
+    def inside(value: Any) -> Any:
+        if isinstance(value, (_Jaxpr, ClosedJaxpr)):
+            return _with_replaced(value, name, by)
+        return tuple(map(inside, value)) if type(value) is tuple else value
+
+    def equation(eqn: Eqn) -> Eqn:
+        if eqn.primitive.name != name:
+            return eqn.replace(params={key: inside(value) for key, value in eqn.params.items()})
+        aval = eqn.invars[0].aval
+        (call,) = trace(by, jax.ShapeDtypeStruct(aval.shape, aval.dtype))[0].eqns
+        return call.replace(invars=eqn.invars, outvars=eqn.outvars, ctx=eqn.ctx)
+
+    opened = getattr(jaxpr, "jaxpr", jaxpr)
+    opened_new = opened.replace(eqns=[equation(eqn) for eqn in opened.eqns])
+    return opened_new if opened is jaxpr else jaxpr.replace(jaxpr=opened_new)
 
 
 def is_array(leaf: Any) -> bool:

@@ -80,27 +80,38 @@ def tap_conv_dx(g: Array, w: Array, spec: ConvSpec, space: Space) -> Sums:
 
 
 def tap_conv_dw(x: Array, g: Array, spec: ConvSpec, taps: Space) -> Sums:
-    """:func:`integer_conv.conv_dw`, tap by tap, contracting pixels first and the batch last."""
-    c, features = x.shape[-1], g.shape[-1]
-    seen = [v.reshape(-1, c) for v in views(_batch_inside(x), spec, taps, g.shape[1:-1])]
+    """:func:`integer_conv.conv_dw`, tap by tap, contracting pixels first and the batch last.
+
+    Pixels and batch stay axes of their own: merged, a batch that is sharded over devices would
+    have to be gathered.
+    """
+    n, c, features = x.shape[0], x.shape[-1], g.shape[-1]
+    seen = [v.reshape(-1, n, c) for v in views(_batch_inside(x), spec, taps, g.shape[1:-1])]
     if spec.groups == 1:
         # Gradient first, so that all taps share one transpose; each result is laid out before it
         # is turned, or XLA turns the product around instead.
-        turned = channels_to_front(g).reshape(features, -1)
+        turned = channels_to_front(g).reshape(features, -1, n)
 
-        def product(v: Array, s: slice) -> Array:
-            return row_major(dot(turned[:, s], v[s])[0]).T
+        def product(v: Array, p: slice, b: slice) -> Array:
+            return row_major(_over_pixels(turned[:, p, b], v[p, b])).T
     else:
-        pixels = _batch_inside(g).reshape(-1, spec.groups, features // spec.groups)
+        pixels = _batch_inside(g).reshape(-1, n, spec.groups, features // spec.groups)
 
-        def product(v: Array, s: slice) -> Array:
-            each = v[s, :, None].astype(jnp.int32) * pixels[s].astype(jnp.int32)
-            return jnp.sum(each, axis=0).reshape(1, features)
+        def product(v: Array, p: slice, b: slice) -> Array:
+            each = v[p, b, :, None].astype(jnp.int32) * pixels[p, b].astype(jnp.int32)
+            return jnp.sum(each, axis=(0, 1)).reshape(1, features)
 
     return tuple(
-        jnp.stack([product(v, s) for v in seen]).reshape(*taps, -1, features)
-        for s in spans(len(seen[0]), MAX_CONTRACTION)
+        jnp.stack([product(v, p, b) for v in seen]).reshape(*taps, -1, features)
+        for b in spans(n, MAX_CONTRACTION)
+        for p in spans(len(seen[0]), max(1, MAX_CONTRACTION // max(1, b.stop - b.start)))
     )
+
+
+def _over_pixels(g: Array, v: Array) -> Array:
+    """``[features, pixels, n] x [pixels, n, c] -> [features, c]``, int32."""
+    numbers = (((1, 2), (0, 1)), ((), ()))
+    return lax.dot_general(row_major(g), row_major(v), numbers, preferred_element_type=jnp.int32)
 
 
 def views(x: Array, spec: ConvSpec, taps: Space, out: Space) -> Iterator[Array]:

@@ -19,6 +19,7 @@ from jax import lax
 from tinyjax.numerics.conv_taps import ConvSpec
 from tinyjax.numerics.integer_conv import conv, conv_dw, conv_dx
 from tinyjax.numerics.integer_ops import Sums, dot, dot_dw, dot_dx
+from tinyjax.numerics.placement import Spec, placed
 
 __all__ = ["Form", "conv_form", "dot_form"]
 
@@ -84,12 +85,14 @@ def dot_form(
     batch = [size(x_shape, bx)] if len(bx) else []
     rows, depth, features = size(x_shape, free_x), size(x_shape, cx), size(w_shape, free_w)
     out = [*(x_shape[a] for a in (*bx, *free_x)), *(w_shape[a] for a in free_w)]
+    dw_spec = _batched_dw_spec if batch else _dw_spec
+    products = ((dot, _y_spec), (dot_dx, _dx_spec), (dot_dw, dw_spec))
     return Form(
         lambda x: _arrange(x, (*bx, *free_x, *cx), (*batch, rows, depth)),
         lambda w: _arrange(w, (*bw, *cw, *free_w), (*batch, depth, features)),
         lambda z: z.reshape(out),
         lambda z: z.reshape(*batch, rows, features),
-        *(jax.vmap(product) if batch else product for product in (dot, dot_dx, dot_dw)),
+        *(placed(jax.vmap(product) if batch else product, spec) for product, spec in products),
     )
 
 
@@ -167,10 +170,26 @@ def conv_form(
         enter_w,
         leave,
         enter_z,
-        functools.partial(conv, spec=spec),
-        functools.partial(conv_dx, spec=spec, space=(*ones, *space)),
-        functools.partial(conv_dw, spec=spec, taps=taps),
+        placed(functools.partial(conv, spec=spec), _y_spec),
+        placed(functools.partial(conv_dx, spec=spec, space=(*ones, *space)), _dx_spec),
+        placed(functools.partial(conv_dw, spec=spec, taps=taps), _dw_spec),
     )
+
+
+def _y_spec(x: Spec, w: Spec) -> Spec:
+    return (*x[:-1], w[-1])
+
+
+def _dx_spec(g: Spec, w: Spec) -> Spec:
+    return (*g[:-1], w[-2])
+
+
+def _dw_spec(x: Spec, g: Spec) -> Spec:
+    return (*(None for _ in x[:-2]), x[-1], g[-1])
+
+
+def _batched_dw_spec(x: Spec, g: Spec) -> Spec:
+    return (x[0], x[-1], g[-1])
 
 
 def _arrange(x: Array, axes: Sequence[int], shape: Sequence[int] | None = None) -> Array:

@@ -1,11 +1,12 @@
 """Convolutions of int8 arrays with int32 accumulation: forward, input and weight gradient.
 
 Channels last: activations ``[n, *space, c]``, kernels ``[*taps, c // groups, features]``. Each of
-the three has two formulations with the same integers. The *library* form is one convolution whose
+the three has three formulations with the same integers. The *library* form is one convolution whose
 operands are laid out as XLA's CPU kernels want them (two space axes, one group, row-major, no
 dilation of the input, wide enough); written as autodiff would write it, it is up to 300 times
 slower. The *tap* form is a sum over kernel taps of plain products, for any number of space axes,
-stride, dilation and grouping; depthwise convolutions are shifts, multiplies and adds.
+stride, dilation and grouping; depthwise convolutions are shifts, multiplies and adds. On backends
+other than the CPU, where XLA may have no integer convolution, the *column* form is one product.
 """
 
 from __future__ import annotations
@@ -17,6 +18,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from tinyjax.numerics.conv_columns import (
+    column_conv,
+    column_conv_dw,
+    column_conv_dx,
+    dx_padding,
+)
 from tinyjax.numerics.conv_taps import (
     ConvSpec,
     padded,
@@ -26,7 +33,7 @@ from tinyjax.numerics.conv_taps import (
     total_of,
 )
 from tinyjax.numerics.integer_ops import MAX_CONTRACTION, Sums, spans
-from tinyjax.numerics.layout import channels_to_front, keep, row_major
+from tinyjax.numerics.layout import channels_to_front, cpu_kernels, keep, row_major
 
 __all__ = ["ConvSpec", "conv", "conv_dw", "conv_dx"]
 
@@ -61,6 +68,8 @@ def conv(x: Array, w: Array, spec: ConvSpec) -> Sums:
     if _grouped(w.shape[-2], spec):
         pairs = zip(_split(x, spec), _split(w, spec), strict=True)
         return _join(conv(a, b, _one_group(spec)) for a, b in pairs)
+    if _columned(spec):
+        return column_conv(x, w, spec)
     if spec.groups > 1 or math.prod(taps) * x.shape[-1] > MAX_CONTRACTION or not _wide(x, w):
         return tap_conv(x, w, spec)
     out = spec.out_space(x.shape[1:-1], taps)
@@ -92,17 +101,17 @@ def conv_dx(g: Array, w: Array, spec: ConvSpec, space: tuple[int, ...]) -> Sums:
     if _grouped(w.shape[-2], spec):
         pairs = zip(_split(g, spec), _split(w, spec), strict=True)
         return _join(conv_dx(a, b, _one_group(spec), space) for a, b in pairs)
+    if _columned(spec):
+        return column_conv_dx(g, w, spec, space)
     if spec.groups > 1 or math.prod(taps) * w.shape[-1] > MAX_CONTRACTION or not _wide(g, w):
         return tap_conv_dx(g, w, spec, space)
+    padding = dx_padding(taps, spec, space, g.shape[1:-1])
     reach = [(k - 1) * d for k, d in zip(taps, spec.dilation, strict=True)]
-    before = [r - p[0] for r, p in zip(reach, spec.padding, strict=True)]
-    rows = zip(space, g.shape[1:-1], spec.strides, before, reach, strict=True)
-    after = [n + r - ((o - 1) * s + 1) - b for n, o, s, b, r in rows]
-    padding, dense = tuple(zip(before, after, strict=True)), set(spec.strides) == {1}
+    dense = set(spec.strides) == {1}
     if (
         not dense
         or min(map(min, padding)) < 0
-        or any(b + a > r for b, a, r in zip(before, after, reach, strict=True))
+        or any(sum(p) > r for p, r in zip(padding, reach, strict=True))
     ):
         g, padding = padded(g, padding, spec.strides), ((0, 0),) * len(taps)
     flipped = keep(lax.rev(w, range(len(taps))).swapaxes(-1, -2))
@@ -129,15 +138,20 @@ def conv_dw(x: Array, g: Array, spec: ConvSpec, taps: tuple[int, ...]) -> Sums:
       >>> conv_dw(x, g, spec, (3, 3))[0][1, 1, 0].tolist()
       [32, 32]
     """
-    pixels = math.prod(g.shape[1:-1])
     if _grouped(x.shape[-1] // spec.groups, spec):
         pairs = zip(_split(x, spec), _split(g, spec), strict=True)
         return _join(conv_dw(a, b, _one_group(spec), taps) for a, b in pairs)
-    dense = spec.groups == 1 and len(taps) == 2 and set(spec.strides) == {1}
-    if not dense or not 0 < pixels <= MAX_CONTRACTION or not _covers(x, g, spec, taps):
+    if _columned(spec):
+        return column_conv_dw(x, g, spec, taps)
+    dense = spec.groups == 1 and len(taps) == 2 and set(spec.strides) == {1} and g.size > 0
+    if not dense or len(g) * g.shape[2] > MAX_CONTRACTION or not _covers(x, g, spec, taps):
         return tap_conv_dw(x, g, spec, taps)
-    cuts = spans(x.shape[0], MAX_CONTRACTION // pixels)
-    return tuple(_library_dw(x[s], g[s], spec) for s in cuts)
+    return _library_dw(x, g, spec)
+
+
+def _columned(spec: ConvSpec) -> bool:
+    """Where the choice is made; depthwise convolutions are elementwise on every backend."""
+    return spec.groups == 1 and not cpu_kernels()
 
 
 # --- library form --------------------------------------------------------------------------------
@@ -171,27 +185,27 @@ def _covers(x: Array, g: Array, spec: ConvSpec, taps: tuple[int, ...]) -> bool:
     return all(o <= n and min(p) >= 0 and n + sum(p) - o == (k - 1) * d for n, o, k, p, d in rows)
 
 
-def _library_dw(x: Array, g: Array, spec: ConvSpec) -> Array:
+def _library_dw(x: Array, g: Array, spec: ConvSpec) -> Sums:
     """Convolutions with the batch as channels and some rows of the gradient as kernel, summed.
 
-    XLA reads the whole kernel again for every few output rows, so it should stay in cache.
+    XLA reads the whole kernel again for every few output rows, so it should stay in cache. Rows
+    are what int32 splits too, for a cut through a batch on several devices would move half of it.
     """
     columns, kernel = channels_to_front(x), keep(g.transpose(1, 2, 0, 3))
-    rows = max(1, CACHED // math.prod(kernel.shape[1:]))
     (before, after), across = spec.padding
     columns = padded(columns, ((before, after), (0, 0)))
     reach = columns.shape[1] - len(kernel)
-    out = total_of(
-        _library(
-            keep(columns[:, s.start : s.stop + reach]),
-            keep(kernel[s]),
-            spec.dilation,
-            ((0, 0), across),
-            (1, 1),
-        )
-        for s in spans(len(kernel), rows)
-    )
-    return out.transpose(1, 2, 0, 3)
+
+    def product(start: int, stop: int) -> Array:
+        rows = keep(columns[:, start : stop + reach])
+        return _library(rows, keep(kernel[start:stop]), spec.dilation, ((0, 0), across), (1, 1))
+
+    def part(s: slice) -> Array:
+        cuts = spans(s.stop - s.start, max(1, CACHED // math.prod(kernel.shape[1:])))
+        out = total_of(product(s.start + cut.start, s.start + cut.stop) for cut in cuts)
+        return out.transpose(1, 2, 0, 3)
+
+    return tuple(map(part, spans(len(kernel), MAX_CONTRACTION // math.prod(kernel.shape[1:3]))))
 
 
 # --- groups: several channels each, so every group is a convolution of its own -------------------
