@@ -20,13 +20,19 @@ from tinyjax.gates import exact, static, threshold
 from tinyjax.rewrite import rewrite, sites
 from tinyjax.step import attach, detach, over_step
 from tinyjax.transforms import (
+    bias,
+    compensate,
     int8_qat,
     link,
     pass_skip,
+    penalty,
     send,
     sgq,
     sgq_decode,
     sgq_encode,
+    shifted,
+    spatial,
+    zero_point,
 )
 from tinyjax.transforms.pass_skip import SkipState
 
@@ -46,7 +52,9 @@ __all__ = [
     "Transform",
     "at",
     "attach",
+    "bias",
     "chain",
+    "compensate",
     "count_macs",
     "detach",
     "exact",
@@ -56,15 +64,19 @@ __all__ = [
     "numerics",
     "over_step",
     "pass_skip",
+    "penalty",
     "rewrite",
     "send",
     "sgq",
     "sgq_decode",
     "sgq_encode",
+    "shifted",
     "sites",
+    "spatial",
     "static",
     "threshold",
     "transforms",
     "where",
     "wire",
+    "zero_point",
 ]

@@ -1,5 +1,6 @@
 """Array to array: quantization and integer arithmetic. Knows no models and no sites."""
 
+from tinyjax.numerics.axes import Axes, column_sums, conv_axes, dot_axes
 from tinyjax.numerics.conv_taps import ConvSpec
 from tinyjax.numerics.forms import Form, conv_form, dot_form
 from tinyjax.numerics.group_quantize import (
@@ -19,6 +20,7 @@ from tinyjax.numerics.integer_ops import (
     zero_point_term,
 )
 from tinyjax.numerics.layout import keep, row_major
+from tinyjax.numerics.middle import middle, through_codes
 from tinyjax.numerics.packing import pack_bits, per_byte, unpack_bits
 from tinyjax.numerics.patches import differs, spread, tiles, window_any
 from tinyjax.numerics.pool import max_pool
@@ -37,6 +39,7 @@ from tinyjax.numerics.rounding import fold_key, hash_bits, nearest, seed_of, sto
 
 __all__ = [
     "MAX_CONTRACTION",
+    "Axes",
     "ConvSpec",
     "Form",
     "abs_max",
@@ -45,13 +48,16 @@ __all__ = [
     "by_cosine",
     "by_range",
     "channel_reach",
+    "column_sums",
     "conv",
+    "conv_axes",
     "conv_dw",
     "conv_dx",
     "conv_form",
     "dequantize",
     "differs",
     "dot",
+    "dot_axes",
     "dot_dw",
     "dot_dx",
     "dot_form",
@@ -64,6 +70,7 @@ __all__ = [
     "hash_bits",
     "keep",
     "max_pool",
+    "middle",
     "nearest",
     "pack_bits",
     "per_byte",
@@ -74,6 +81,7 @@ __all__ = [
     "spread",
     "stochastic",
     "symmetric_scale",
+    "through_codes",
     "tiles",
     "total",
     "unpack_bits",
