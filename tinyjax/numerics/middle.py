@@ -72,8 +72,8 @@ def through_codes(w: Array, axis: Sequence[int], bits: int = 8) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> through_codes(jnp.array([[127.0, 1.0], [0.4, 0.5]]), axis=(1,)).round(3).tolist()
-      [[127.0, 1.0], [0.402, 0.5]]
+      >>> through_codes(jnp.array([[127.0, 1.2], [254.0, 1.2]]), axis=(1,)).tolist()
+      [[127.0, 1.0], [254.0, 2.0]]
 
     References:
       Bengio et al., `Estimating or Propagating Gradients Through Stochastic Neurons
