@@ -1,4 +1,4 @@
-"""``python -m experiments <octo|sgq|pass|demo>``: runs one, writes JSON, prints a table."""
+"""``python -m experiments <octo|sgq|pass|ablation|adapt|demo>``: runs, writes JSON, a table."""
 
 import importlib
 import shlex
@@ -16,6 +16,8 @@ __all__ = ["Arguments", "main"]
 
 # Experiment: (its module, its default configuration). It also needs its entry in `tables.TABLES`.
 _ONE = {"octo": ("octo", "int8"), "sgq": ("sgq", "sample"), "pass": ("skip", "sample")}
+# Grid: (its module, its default configuration), which is a row of runs.
+_GRIDS = {"ablation": ("ablation", "all"), "adapt": ("adapt", "mnist")}
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,13 @@ class Arguments:
     JSON is there; the demo is there to be watched, so it runs anew every time.
     """
 
-    experiment: Literal["octo", "sgq", "pass", "demo"]
+    experiment: Literal["octo", "sgq", "pass", "ablation", "adapt", "demo"]
     """octo: train one arm. sgq: train across a cut and without one. pass: skip patches of a video.
-    demo: all three, with a report. Each writes JSON."""
+    ablation: what each part of Octo does, next to rivals. adapt: learn another domain on a device.
+    demo: the first three, with a report. Each writes JSON; ablation and adapt one per run."""
     config: str | None = None
-    """Name of the configuration, by default int8 (octo) or sample (others); "?" lists them."""
+    """Name of the configuration, by default int8 (octo), all (ablation), mnist (adapt) or sample
+    (others); "?" lists them."""
     set: tuple[tuple[str, ...], ...] = ()
     """Changes to the configuration, key=value; "?=" lists the keys. Of the demo: part.key=value."""
     smoke: bool = False
@@ -54,7 +58,8 @@ def main(argv: Sequence[str]) -> int:
         for package in ("rich.progress", "orbax.checkpoint", "matplotlib", "zstandard", "av"):
             imported(package)  # told now rather than after minutes of training
         command = shlex.join(["python", "-m", "experiments", *argv])
-        (_demo if given.experiment == "demo" else _one)(given, command)
+        run = _demo if given.experiment == "demo" else _one
+        (_grid if given.experiment in _GRIDS else run)(given, command)
     except (UserError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -84,6 +89,28 @@ def _one(given: Arguments, command: str) -> None:
     if given.experiment == "pass":
         shading.movie(outcome.record, outcome.path.with_suffix(".mp4"), bars)
     imported("rich").print(tables.finished(tables.TABLES[given.experiment], outcome))
+
+
+def _grid(given: Arguments, command: str) -> None:
+    """Runs what is left of a grid, and sums up all of it."""
+    from experiments import grids, settings, tables
+    from experiments.progress import bars
+
+    module, default = _GRIDS[given.experiment]
+    experiment = importlib.import_module(f"experiments.{module}")
+    name = given.config or default
+    if name not in experiment.CONFIGS:
+        names = ", ".join(experiment.CONFIGS)
+        raise UserError(f"{given.experiment} has no configuration {name!r}: choose one of {names}")
+    configs = experiment.CONFIGS[name]
+    configs = experiment.smoke(configs) if given.smoke else configs
+    configs = [settings.change(config, _settings(given)) for config in configs]
+    if given.seed is not None:
+        configs = [replace(config, seed=given.seed) for config in configs]
+    out = given.out or Path("out") / given.experiment
+    details = {"experiment": given.experiment, "command": command}
+    records = grids.run(experiment.run, list(dict.fromkeys(configs)), out, bars, **details)
+    imported("rich").print(tables.grid(grids.written(records, out), out))
 
 
 def _demo(given: Arguments, command: str) -> None:
