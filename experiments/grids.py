@@ -100,12 +100,15 @@ def _test(runs: Sequence[Record]) -> list[float]:
 
 def _errors(runs: Sequence[Record]) -> dict[str, float]:
     """Forward error by layer, mean over the runs."""
-    layers = [r["metrics"].get("layers", {}) for r in runs]
-    short = lambda path: path.removeprefix("params/").removesuffix("/kernel")
+    probed = [layers for r in runs if (layers := r["metrics"].get("layers"))]
     return {
-        short(path): mean(max(each[path]["forward_error"], 1e-9) for each in layers)
-        for path in layers[0]
+        _short(path): mean(max(layers[path]["forward_error"], 1e-9) for layers in probed)
+        for path in (probed[0] if probed else {})
     }
+
+
+def _short(path: str) -> str:
+    return path.removeprefix("params/").removesuffix("/kernel")
 
 
 def _distributions(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
@@ -113,9 +116,5 @@ def _distributions(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
     ours = [r for r in records if r["config"]["policy"] == "int8" and r["config"]["seed"] == 0]
     for path, layer in (ours[-1]["metrics"].get("layers", {}) if ours else {}).items():
         for kind in ("activation", "gradient"):
-            if counts := layer[kind]:
-                name = path.removeprefix("params/").removesuffix("/kernel").replace("/", "_")
-                yield (
-                    f"{kind}_{name}",
-                    plots.histogram(counts["before"], counts["after"], counts["largest"]),
-                )
+            name = _short(path).replace("/", "_")
+            yield f"{kind}_{name}", plots.histogram(**layer[kind])

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.carriers import relative_error
 from experiments.train import cross_entropy
-from tinyjax import Epilogue, Op, Site, Transform, numerics, rewrite, sites
+from tinyjax import Epilogue, Op, Site, Transform, rewrite, sites
 
 __all__ = ["Counts", "Layer", "layers"]
 
@@ -35,8 +35,8 @@ class Layer(NamedTuple):
     forward_error: float  # of the output, relative
     dx_cosine: float  # of the gradients with the exact ones
     dw_cosine: float
-    activation: Counts | None = None
-    gradient: Counts | None = None
+    activation: Counts
+    gradient: Counts
 
 
 def layers(
@@ -46,8 +46,6 @@ def layers(
     variables: Any,
     images: Any,
     labels: Any,
-    *,
-    shown: bool = False,
 ) -> dict[str, Layer]:
     """Each site that a transform is for, under it and in float.
 
@@ -58,21 +56,20 @@ def layers(
       variables: of the model, trained.
       images: float32 [n, h, w, c].
       labels: int32 [n].
-      shown: whether values are counted too.
     """
     found = {site.path: site for site in sites(apply, variables, images) if tx.selects(site)}
     tap = Transform(lambda site: jnp.zeros(site.out.shape, site.out.dtype), _moved)
     tapped = rewrite(tap, apply)
     zeros = tapped.init(variables, images)
 
-    def loss(shift: Any) -> tuple[Array, Any]:
+    def loss(shift: Any, variables: Any, images: Any) -> tuple[Array, Any]:
         logits, seen = tapped.apply(shift, variables, images)
         return cross_entropy(logits, labels), seen
 
-    gradients, taken = jax.jit(jax.grad(loss, has_aux=True))(zeros)
+    # Arguments rather than constants, which a compiler would compute with.
+    gradients, taken = jax.jit(jax.grad(loss, has_aux=True))(zeros, variables, images)
     return {
-        path: _layer(tx, site, vars, taken[path], gradients[path], shown)
-        for path, site in found.items()
+        path: _layer(tx, site, vars, taken[path], gradients[path]) for path, site in found.items()
     }
 
 
@@ -84,7 +81,7 @@ def _moved(
 
 
 def _layer(
-    tx: Transform, site: Site, vars: dict[str, Any], met: tuple[Array, Array], g: Array, shown: bool
+    tx: Transform, site: Site, vars: dict[str, Any], met: tuple[Array, Array], g: Array
 ) -> Layer:
     op, (x, w) = Op(site), met
     own = vars[site.path] if site.path in vars else tx.init(site)
@@ -99,7 +96,7 @@ def _layer(
         return [(y, pull(g)) for y, pull in (jax.vjp(f, x, w) for f in (op, under))]
 
     (exact, (dx, dw)), (found, (dx_q, dw_q)) = both(x, w, g)
-    counts = (_counts(x, None), _counts(g, tuple(range(g.ndim - 1)))) if shown else ()
+    counts = _counts(x, None), _counts(g, tuple(range(g.ndim - 1)))
     return Layer(relative_error(found, exact), _cosine(dx_q, dx), _cosine(dw_q, dw), *counts)
 
 
@@ -111,9 +108,9 @@ def _cosine(found: Any, exact: Any) -> float:
 
 def _counts(t: Array, axis: tuple[int, ...] | None) -> Counts:
     """Of a tensor with a scale for all of it, or one for each feature."""
-    scale = numerics.symmetric_scale(numerics.abs_max(t, axis))
-    after = np.asarray(numerics.dequantize(numerics.quantize(t, scale), scale))
-    before = np.asarray(t)
+    before = np.asarray(t, np.float32)
+    scale = np.maximum(np.abs(before).max(axis, keepdims=True), np.float32(1e-30)) / 127
+    after = np.rint(before / scale) * scale
     largest = max(float(np.abs(before).max()), 1e-30)
     count = lambda t: tuple(np.histogram(t, BINS, (-largest, largest))[0].tolist())
     return Counts(largest, count(before), count(after))
