@@ -102,7 +102,7 @@ def _errors(runs: Sequence[Record]) -> dict[str, float]:
     """Forward error by layer, mean over the runs."""
     probed = [layers for r in runs if (layers := r["metrics"].get("layers"))]
     return {
-        _short(path): mean(max(layers[path]["forward_error"], 1e-9) for layers in probed)
+        _short(path): mean(layers[path]["forward_error"] for layers in probed)
         for path in (probed[0] if probed else {})
     }
 
@@ -116,5 +116,6 @@ def _distributions(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
     ours = [r for r in records if r["config"]["policy"] == "int8" and r["config"]["seed"] == 0]
     for path, layer in (ours[-1]["metrics"].get("layers", {}) if ours else {}).items():
         for kind in ("activation", "gradient"):
-            name = _short(path).replace("/", "_")
-            yield f"{kind}_{name}", plots.histogram(**layer[kind])
+            name = _short(path)
+            drawn = plots.histogram(**layer[kind], label=f"{kind} at {name}")
+            yield f"{kind}_{name.replace('/', '_')}", drawn

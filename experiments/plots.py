@@ -31,13 +31,24 @@ COLORS = {
     "threshold": "#d97706",
     "changed": "#94a3b8",
 }
-_OTHERS = ("#d97706", "#7c3aed", "#db2777", "#2563eb", "#65a30d")
+_ARMS = {
+    "int8+lac": "#2563eb",
+    "int8+prc": "#7c3aed",
+    "int8+lac+prc": "#0891b2",
+    "zero_point": "#65a30d",
+    "released": "#dc2626",
+    "per_tensor": "#a16207",
+    "octo": "#db2777",
+    "ui8": "#d97706",
+    "dai8": "#9333ea",
+    "switchback": "#1d4ed8",
+    "row_wise": "#15803d",
+}
 
 
 def _color(arm: str) -> str:
-    """The colour of an arm, the same in every plot; of a name without one, some other."""
-    name = arm.removesuffix(" bn")
-    return COLORS.get(name) or _OTHERS[sum(map(ord, name)) % len(_OTHERS)]
+    """The colour of an arm, the same in every plot; grey for one without."""
+    return {**_ARMS, **COLORS}.get(arm.removesuffix(" bn"), "#475569")
 
 
 _STYLE = {
@@ -161,7 +172,7 @@ def by_layer(arms: Mapping[str, Mapping[str, float]], label: str) -> str:
     """A value per layer, a marker for each arm, on a logarithmic scale: ``<svg>``.
 
     Args:
-      arms: ``{arm: {layer: value above 0}}``, all with the same layers.
+      arms: ``{arm: {layer: value}}``, all with the same layers; what is not above 0 has no mark.
       label: of the values.
     """
     with imported("matplotlib").rc_context(_STYLE):
@@ -178,7 +189,7 @@ def by_layer(arms: Mapping[str, Mapping[str, float]], label: str) -> str:
         return _svg(axes.figure)
 
 
-def histogram(before: Sequence[int], after: Sequence[int], largest: float) -> str:
+def histogram(before: Sequence[int], after: Sequence[int], largest: float, label: str) -> str:
     """Counts of values before and after quantization, in equal bins over +-largest: ``<svg>``."""
     with imported("matplotlib").rc_context(_STYLE):
         axes = _axes(width=3.4, height=2.2)
@@ -187,8 +198,9 @@ def histogram(before: Sequence[int], after: Sequence[int], largest: float) -> st
         axes.stairs(after, edges, color=COLORS["int8"], linewidth=1.4, label="int8")
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.7)
+        axes.set_xlabel(label)
         axes.set_ylabel("values")
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
         return _svg(axes.figure)
 
 

@@ -123,7 +123,8 @@ def grid(summary: Mapping[str, Any], out: Path) -> Any:
     """A table per task of a grid, the best arm first, and where the figures are."""
     tables = []
     for task, arms in summary.items():
-        table = _table(task, "accuracy", "spread", "seeds", "to float32", "to int8", "step")
+        table = _table("arm", "accuracy", "spread", "seeds", "to float32", "to int8", "step")
+        table.title = task
         for arm in arms:
             table.add_row(
                 arm["arm"],
