@@ -84,6 +84,17 @@ def test_the_middle_of_nothing_and_of_what_is_not_finite():
     assert np.isnan(numerics.middle(jnp.array([1.0, jnp.inf])))
 
 
+@pytest.mark.parametrize("bits", [8, 3])
+def test_a_weight_through_codes_is_what_the_op_sees(rng, bits):
+    w, x = floats(rng, 7, 5), jnp.eye(7)
+    seen = numerics.through_codes(w, (0,), bits)
+    # One row of the identity at a time is exact in any number of bits.
+    got, _ = rewrite(int8_qat(bits=bits), dense).apply({}, {"w": w}, x, key=KEY)
+    np.testing.assert_allclose(seen, got, rtol=1e-5, atol=1e-6)
+    grad = jax.grad(lambda w: jnp.sum(jnp.sin(numerics.through_codes(w, (0,), bits))))(w)
+    np.testing.assert_allclose(grad, jnp.cos(seen), rtol=1e-6)
+
+
 # --- fidelity ------------------------------------------------------------------------------------
 
 
