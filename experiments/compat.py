@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from tinyjax import Epilogue, Op, Site, Transform
 
-__all__ = ["CODES", "Slots", "released"]
+__all__ = ["CODES", "Slots", "penalty", "released"]
 
 Array = jax.Array
 
@@ -47,6 +47,14 @@ class Slots(NamedTuple):
 def released() -> Transform:
     """The released LAC scheme for the convolutions of a network. Needs keys."""
     return Transform(_init, _call)
+
+
+def penalty(params: Any) -> Array:
+    """What the release adds to the loss: 0.05 times the *sums* of squares of ``mu``, ``omega``."""
+    ours = lambda node: isinstance(node, Slots)
+    found = [node for node in jax.tree.leaves(params, is_leaf=ours) if ours(node)]
+    squares = [jnp.sum(jnp.square(t)) for node in found for t in (node.mu, node.omega)]
+    return jnp.float32(0.05) * sum(squares, jnp.float32(0))
 
 
 def _init(site: Site) -> Any:
