@@ -4,6 +4,7 @@ Every site is looked at by itself, on the activation and the gradient that the *
 there, so that an error is a layer's own and not what came down to it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -83,21 +84,28 @@ def _moved(
 def _layer(
     tx: Transform, site: Site, vars: dict[str, Any], met: tuple[Array, Array], g: Array
 ) -> Layer:
-    op, (x, w) = Op(site), met
     own = vars[site.path] if site.path in vars else tx.init(site)
-
-    def under(x: Array, w: Array) -> Array:
-        nothing = Epilogue(lambda z: (z,), (), ())
-        y, _ = tx.call(op, site, own, jax.random.key(0), x, w, nothing)
-        return y[0] if isinstance(y, tuple) else y
-
-    @jax.jit
-    def both(x: Array, w: Array, g: Array) -> Any:
-        return [(y, pull(g)) for y, pull in (jax.vjp(f, x, w) for f in (op, under))]
-
-    (exact, (dx, dw)), (found, (dx_q, dw_q)) = both(x, w, g)
+    x, w = met
+    both = _both(tx, site._replace(path=""))
+    (exact, (dx, dw)), (found, (dx_q, dw_q)) = both(own, x, w, g)
     counts = _counts(x, None), _counts(g, tuple(range(g.ndim - 1)))
     return Layer(relative_error(found, exact), _cosine(dx_q, dx), _cosine(dw_q, dw), *counts)
+
+
+@functools.lru_cache(maxsize=64)  # sites of one shape are compiled once
+def _both(tx: Transform, site: Site) -> Callable[..., Any]:
+    """Output and gradients of a site in float and under a transform, at ``(vars, x, w, g)``."""
+    op = Op(site)
+
+    def both(own: Any, x: Array, w: Array, g: Array) -> Any:
+        def under(x: Array, w: Array) -> Array:
+            nothing = Epilogue(lambda z: (z,), (), ())
+            y, _ = tx.call(op, site, own, jax.random.key(0), x, w, nothing)
+            return y[0] if isinstance(y, tuple) else y
+
+        return [(y, pull(g)) for y, pull in (jax.vjp(f, x, w) for f in (op, under))]
+
+    return jax.jit(both)
 
 
 def _cosine(found: Any, exact: Any) -> float:
