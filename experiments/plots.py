@@ -198,6 +198,7 @@ def histogram(before: Sequence[int], after: Sequence[int], largest: float, label
         axes.stairs(after, edges, color=COLORS["int8"], linewidth=1.4, label="int8")
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.7)
+        axes.xaxis.set_major_locator(imported("matplotlib.ticker").MaxNLocator(4))
         axes.set_xlabel(label)
         axes.set_ylabel("values")
         axes.legend(frameon=False, fontsize=8, loc="upper left")
