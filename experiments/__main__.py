@@ -1,4 +1,4 @@
-"""``python -m experiments <octo|sgq|pass|audit|demo>``: runs one, writes JSON, prints a table."""
+"""``python -m experiments <name>``: runs one, writes JSON, prints a table."""
 
 import importlib
 import shlex
@@ -21,6 +21,8 @@ _ONE = {
     "pass": ("skip", "sample"),
     "audit": ("audit", "vgg6"),
 }
+# Grid: (its module, its default configuration), which is a row of runs.
+_GRIDS = {"ablation": ("ablation", "all"), "adapt": ("adapt", "mnist")}
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,14 @@ class Arguments:
     JSON is there; the demo is there to be watched, so it runs anew every time.
     """
 
-    experiment: Literal["octo", "sgq", "pass", "audit", "demo"]
+    experiment: Literal["octo", "sgq", "pass", "audit", "ablation", "adapt", "demo"]
     """octo: train one arm. sgq: train across a cut and without one. pass: skip patches of a video.
-    audit: where int8 is faster on this machine. demo: the methods, with a report. Each writes
-    JSON."""
+    audit: where int8 is faster on this machine. ablation: what each part of Octo does, next to
+    rivals. adapt: learn another domain on a device. demo: the methods, with a report. Each writes
+    JSON; ablation and adapt one per run."""
     config: str | None = None
-    """Name of the configuration, by default int8 (octo), vgg6 (audit), sample (others); "?" lists
-    them."""
+    """Name of the configuration, by default int8 (octo), vgg6 (audit), all (ablation), mnist
+    (adapt) or sample (others); "?" lists them."""
     set: tuple[tuple[str, ...], ...] = ()
     """Changes to the configuration, key=value; "?=" lists the keys. Of the demo: part.key=value."""
     smoke: bool = False
@@ -61,7 +64,8 @@ def main(argv: Sequence[str]) -> int:
         for package in ("rich.progress", "orbax.checkpoint", "matplotlib", "zstandard", "av"):
             imported(package)  # told now rather than after minutes of training
         command = shlex.join(["python", "-m", "experiments", *argv])
-        (_demo if given.experiment == "demo" else _one)(given, command)
+        run = _demo if given.experiment == "demo" else _one
+        (_grid if given.experiment in _GRIDS else run)(given, command)
     except (UserError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -92,6 +96,27 @@ def _one(given: Arguments, command: str) -> None:
         shading.movie(outcome.record, outcome.path.with_suffix(".mp4"), bars)
     shown = tables.finished(tables.TABLES[given.experiment], outcome)
     imported("rich").get_console().print(shown, soft_wrap=True)
+
+
+def _grid(given: Arguments, command: str) -> None:
+    """Runs what is left of a grid, and sums up all of it."""
+    from experiments import grids, settings, tables
+    from experiments.progress import bars
+
+    module, default = _GRIDS[given.experiment]
+    experiment = importlib.import_module(f"experiments.{module}")
+    name = given.config or default
+    if name not in experiment.CONFIGS:
+        names = ", ".join(experiment.CONFIGS)
+        raise UserError(f"{given.experiment} has no configuration {name!r}: choose one of {names}")
+    configs = experiment.CONFIGS[name]
+    configs = experiment.smoke(configs) if given.smoke else configs
+    seed = [] if given.seed is None else [f"seed={given.seed}"]
+    configs = [settings.change(config, [*_settings(given), *seed]) for config in configs]
+    out = given.out or Path("out") / given.experiment
+    details = {"experiment": given.experiment, "command": command}
+    records = grids.run(experiment.run, list(dict.fromkeys(configs)), out, bars, **details)
+    imported("rich").print(tables.grid(grids.written(records, out), out))
 
 
 def _demo(given: Arguments, command: str) -> None:

@@ -10,7 +10,18 @@ import numpy as np
 
 from experiments.extras import imported
 
-__all__ = ["COLORS", "curves", "heat", "jpeg", "png", "strip", "timeline"]
+__all__ = [
+    "COLORS",
+    "by_layer",
+    "curves",
+    "heat",
+    "histogram",
+    "intervals",
+    "jpeg",
+    "png",
+    "strip",
+    "timeline",
+]
 
 COLORS = {
     "float32": "#64748b",
@@ -20,6 +31,25 @@ COLORS = {
     "threshold": "#d97706",
     "changed": "#94a3b8",
 }
+_ARMS = {
+    "int8+lac": "#2563eb",
+    "int8+prc": "#7c3aed",
+    "int8+lac+prc": "#0891b2",
+    "zero_point": "#65a30d",
+    "released": "#dc2626",
+    "per_tensor": "#a16207",
+    "octo": "#db2777",
+    "ui8": "#d97706",
+    "dai8": "#9333ea",
+    "switchback": "#1d4ed8",
+    "row_wise": "#15803d",
+}
+
+
+def _color(arm: str) -> str:
+    """The colour of an arm, the same in every plot; grey for one without."""
+    return {**_ARMS, **COLORS}.get(arm.removesuffix(" bn"), "#475569")
+
 
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: sharp, small, searchable
@@ -44,7 +74,7 @@ def curves(arms: Mapping[str, Mapping[str, Sequence[float]]], *, percent: bool =
     """Lines over epochs 1.., one colour per arm; the first line of an arm solid, others dashed.
 
     Args:
-      arms: ``{arm: {label of a line: one value per epoch}}``, arms among `COLORS`.
+      arms: ``{arm: {label of a line: one value per epoch}}``.
       percent: whether the values are shares, to be written as percentages.
 
     Returns:
@@ -57,9 +87,9 @@ def curves(arms: Mapping[str, Mapping[str, Sequence[float]]], *, percent: bool =
             for index, (label, values) in enumerate(lines.items()):
                 epochs = range(1, len(values) + 1)
                 dashes = (0, (4, 2)) if index else "-"
-                axes.plot(epochs, values, color=COLORS[arm], linestyle=dashes, linewidth=2)
-                axes.plot(epochs[-1], values[-1], "o", color=COLORS[arm], markersize=4)
-                ends.append((values[-1], f"{arm} {label}".strip(), COLORS[arm]))
+                axes.plot(epochs, values, color=_color(arm), linestyle=dashes, linewidth=2)
+                axes.plot(epochs[-1], values[-1], "o", color=_color(arm), markersize=4)
+                ends.append((values[-1], f"{arm} {label}".strip(), _color(arm)))
         _name_ends(axes, ends)
         axes.set_xlabel("epoch")
         ticker = imported("matplotlib.ticker")
@@ -112,6 +142,66 @@ def timeline(
         axes.set_ylabel(label)
         if percent:
             axes.yaxis.set_major_formatter(imported("matplotlib.ticker").PercentFormatter(1, 0))
+        return _svg(axes.figure)
+
+
+def intervals(
+    arms: Mapping[str, Sequence[float]], means: Mapping[str, tuple[float, float, float]], label: str
+) -> str:
+    """One row per arm, in order from the top: a dot per run, the mean and its interval: ``<svg>``.
+
+    Args:
+      arms: ``{arm: one value per run}``.
+      means: ``{arm: (mean, low, high)}``.
+      label: of the values.
+    """
+    with imported("matplotlib").rc_context(_STYLE):
+        axes = _axes(width=6.4, height=0.6 + 0.28 * len(arms))
+        for row, (arm, values) in enumerate(arms.items()):
+            axes.scatter(values, [row] * len(values), s=18, color=_color(arm), alpha=0.5, lw=0)
+            middle, low, high = means[arm]
+            axes.plot([low, high], [row, row], color=_color(arm), linewidth=2)
+            axes.plot([middle, middle], [row - 0.3, row + 0.3], color=_color(arm), linewidth=2)
+        axes.set_yticks(range(len(arms)), list(arms))
+        axes.set_ylim(len(arms) - 0.4, -0.6)
+        axes.set_xlabel(label)
+        return _svg(axes.figure)
+
+
+def by_layer(arms: Mapping[str, Mapping[str, float]], label: str) -> str:
+    """A value per layer, a marker for each arm, on a logarithmic scale: ``<svg>``.
+
+    Args:
+      arms: ``{arm: {layer: value}}``, all with the same layers; what is not above 0 has no mark.
+      label: of the values.
+    """
+    with imported("matplotlib").rc_context(_STYLE):
+        layers = list(next(iter(arms.values())))
+        axes = _axes(width=max(4.6, 2 + 0.4 * len(layers)), height=3.2)
+        for arm, values in arms.items():
+            shift = np.arange(len(layers)) + 0.12 * (list(arms).index(arm) - (len(arms) - 1) / 2)
+            axes.plot(shift, [values[name] for name in layers], "o", color=_color(arm), label=arm)
+        axes.set_yscale("log")
+        axes.set_xticks(range(len(layers)), layers, rotation=30, ha="right")
+        axes.grid(axis="x", visible=False)
+        axes.set_ylabel(label)
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        return _svg(axes.figure)
+
+
+def histogram(before: Sequence[int], after: Sequence[int], largest: float, label: str) -> str:
+    """Counts of values before and after quantization, in equal bins over +-largest: ``<svg>``."""
+    with imported("matplotlib").rc_context(_STYLE):
+        axes = _axes(width=3.4, height=2.2)
+        edges = np.linspace(-largest, largest, len(before) + 1)
+        axes.stairs(before, edges, fill=True, color=COLORS["float32"], alpha=0.35, label="float32")
+        axes.stairs(after, edges, color=COLORS["int8"], linewidth=1.4, label="int8")
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.7)
+        axes.xaxis.set_major_locator(imported("matplotlib.ticker").MaxNLocator(4))
+        axes.set_xlabel(label)
+        axes.set_ylabel("values")
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
         return _svg(axes.figure)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from experiments.extras import imported
 from experiments.results import Outcome, Record
 
-__all__ = ["TABLES", "demo", "finished"]
+__all__ = ["TABLES", "demo", "finished", "grid"]
 
 Table = Callable[[Record], Any]  # of a record
 
@@ -122,6 +122,37 @@ def demo(records: Mapping[str, Record], report: Path) -> Any:
     """A table per part of the demo, and where the report is."""
     tables = (_PARTS[part](record) for part, record in records.items())
     return imported("rich.console").Group(*tables, f"report: [bold]{report}[/bold]")
+
+
+def grid(summary: Mapping[str, Any], out: Path) -> Any:
+    """A table per task of a grid, the best arm first, and where the figures are."""
+    tables = []
+    for task, arms in summary.items():
+        table = _table("arm", "accuracy", "spread", "seeds", "to float32", "to int8", "step")
+        table.title = task
+        for arm in arms:
+            table.add_row(
+                arm["arm"],
+                f"{arm['accuracy']:.2%}",
+                "" if arm["spread"] is None else f"{100 * arm['spread']:.2f}",
+                str(arm["seeds"]),
+                _difference(arm["to_float32"]),
+                _difference(arm["to_int8"]),
+                f"{arm['step_ms']:.1f} ms",
+            )
+        tables.append(table)
+    note = "differences in percentage points, paired by seed, with 90 % intervals"
+    where = f"summary: [bold]{out / 'summary.json'}[/bold]"
+    return imported("rich.console").Group(*tables, note, where)
+
+
+def _difference(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    if found["low"] is None:
+        return f"{found['points']:+.2f} ({found['verdict']})"
+    bounds = rf"\[{found['low']:+.2f}, {found['high']:+.2f}]"  # not rich's markup
+    return f"{found['points']:+.2f} {bounds} {found['verdict']}"
 
 
 def _table(*headings: str) -> Any:

@@ -16,7 +16,9 @@ from tinyjax import (
     Transform,
     at,
     attach,
+    bias,
     chain,
+    compensate,
     detach,
     identity,
     int8_qat,
@@ -25,9 +27,12 @@ from tinyjax import (
     rewrite,
     send,
     sgq,
+    shifted,
+    spatial,
     static,
     threshold,
     where,
+    zero_point,
 )
 from tinyjax.transforms._skeleton import gain
 
@@ -51,6 +56,12 @@ CASES = {
         at("w2", send(sgq(group_size=5, bits=8, grouping=numerics.by_cosine))), 0.01, KEY
     ),
     "sgq, int8": Case(chain(at("w2", send(sgq(group_size=5))), int8_qat()), 0.06, KEY),
+    "bias": Case(compensate(bias()), 1e-6),
+    "bias, int8": Case(chain(compensate(bias()), int8_qat()), 0.03, KEY),
+    "spatial, int8": Case(chain(compensate(spatial()), int8_qat()), 0.03, KEY),
+    "zero point, int8": Case(chain(at("w2", compensate(zero_point())), int8_qat()), 0.03, KEY),
+    "shifted": Case(compensate(shifted(rounded=lambda w, axes, bits: w)), 1e-5),
+    "shifted, int8": Case(chain(compensate(shifted()), int8_qat()), 0.03, KEY),
     "at": Case(at("w2", int8_qat()), 0.03, KEY),
     "where": Case(where(lambda site: site.kind == "conv", gain()), 1e-6),
     "chain": Case(chain(gain(), int8_qat()), 0.03, KEY),
@@ -220,6 +231,6 @@ def test_settings_are_keywords_only_and_sources_are_cited(name):
     settings = [p for p in parameters if p.default is not p.empty]
     assert {p.kind for p in settings} <= {inspect.Parameter.KEYWORD_ONLY}
     operands = {p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY}
-    assert operands <= {"x", "code", "codec", "key"}
+    assert operands <= {"x", "code", "codec", "key", "kind", "params"}
     assert "References:" in function.__doc__
     assert name in tinyjax.__all__

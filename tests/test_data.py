@@ -85,6 +85,17 @@ def test_full_sets_load(name):
     assert set(np.unique(test.labels)) == set(range(10))
 
 
+def test_cifar10_subset_loads():
+    needs("cifar10")
+    train, test = data.load("cifar10")
+    assert train.images.shape == (20_000, 32, 32, 3)
+    np.testing.assert_array_equal(np.bincount(test.labels), [500] * 10)
+    assert train.labels.dtype == np.int32
+    # The decoded bytes, as they were before packing.
+    sums = [hashlib.sha256(split.images.tobytes()).hexdigest()[:8] for split in (train, test)]
+    assert sums == ["b895a6ae", "7745271d"]
+
+
 def test_missing_files_are_named_with_the_cure(tmp_path, monkeypatch):
     monkeypatch.setenv("TINYJAX_DATA", str(tmp_path))
     assert not data.available("mnist")
@@ -93,6 +104,14 @@ def test_missing_files_are_named_with_the_cure(tmp_path, monkeypatch):
     text = one_sentence(error)
     assert str(tmp_path / "mnist" / "train-images-idx3-ubyte.gz") in text
     assert "TINYJAX_DATA" in text
+
+
+def test_colours_are_unpacked(rng):
+    images = rng.integers(0, 256, (3, 4, 5, 3), np.uint8)
+    red, green, blue = images[..., 0], images[..., 1], images[..., 2]
+    planes = np.stack([green, red - green, blue - green], 1)
+    residuals = np.diff(planes, axis=2, prepend=np.uint8(0))
+    np.testing.assert_array_equal(sets._colours(residuals), images)
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x00", b"appended"])

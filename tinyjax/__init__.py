@@ -24,13 +24,19 @@ from tinyjax.rewrite import rewrite, sites
 from tinyjax.scaling import Scaling, delayed, frozen, per_row, per_tensor
 from tinyjax.step import attach, detach, over_step
 from tinyjax.transforms import (
+    bias,
+    compensate,
     int8_qat,
     link,
     pass_skip,
+    penalty,
     send,
     sgq,
     sgq_decode,
     sgq_encode,
+    shifted,
+    spatial,
+    zero_point,
 )
 from tinyjax.transforms.pass_skip import SkipState
 
@@ -54,7 +60,9 @@ __all__ = [
     "at",
     "attach",
     "audit",
+    "bias",
     "chain",
+    "compensate",
     "count_macs",
     "delayed",
     "detach",
@@ -66,6 +74,7 @@ __all__ = [
     "numerics",
     "over_step",
     "pass_skip",
+    "penalty",
     "per_row",
     "per_tensor",
     "portable",
@@ -74,10 +83,13 @@ __all__ = [
     "sgq",
     "sgq_decode",
     "sgq_encode",
+    "shifted",
     "sites",
+    "spatial",
     "static",
     "threshold",
     "transforms",
     "where",
     "wire",
+    "zero_point",
 ]

@@ -133,15 +133,16 @@ def sums(site: Site) -> tuple[Products, Products]:
     x, w = (
         jax.eval_shape(enter, t) for enter, t in ((form.enter_x, site.x), (form.enter_w, site.w))
     )
-    drop = int(form.batched)
-    x, w = (jax.ShapeDtypeStruct(t.shape[drop:], jnp.int8) for t in (x, w))
+    x, w = (jax.ShapeDtypeStruct(t.shape, jnp.int8) for t in (x, w))
     y = jax.eval_shape(form.y, x, w)
     g = jax.ShapeDtypeStruct(y[0].shape, jnp.int8)
-    *taps, depth, features = w.shape
+    # A batch of matrices is as many products, each as long as one of them.
+    batched = site.kind == "dot" and w.ndim > 2
+    *taps, depth, features = w.shape[1:] if batched else w.shape
     lengths = Products(
         math.prod(taps) * depth,
         math.prod(taps) * features // params.get("feature_group_count", 1),
-        math.prod(g.shape[:-1]),
+        math.prod(g.shape[1:-1] if batched else g.shape[:-1]),
     )
     gradients = jax.eval_shape(form.dx, g, w), jax.eval_shape(form.dw, x, g)
     return lengths, Products(*map(len, (y, *gradients)))

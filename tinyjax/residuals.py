@@ -135,8 +135,9 @@ def _evaluate(eqn: compat.Eqn, env: dict[Any, Any]) -> None:
 
 def _pull_codes(fun: Fun, codes: Array, scale: Array, captured: Values, gs: Values) -> Values:
     """The cotangents of ``(z, *captured)``, the epilogue computed once more from the codes."""
-    floats = [g for g in gs if g.dtype != jax.dtypes.float0]
-    main = max(floats, key=jnp.size, default=scale)  # not an average's, which may be a constant
+    floats: list[Array] = [g for g in gs if g.dtype != jax.dtypes.float0]
+    # The largest: an average's may be a constant, on which nothing depends.
+    main: Array = max(floats, key=jnp.size, default=scale)
     z = dequantize(late(codes, main), scale)
     return jax.vjp(fun, z, *captured)[1](tuple(gs))
 

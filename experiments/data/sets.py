@@ -1,16 +1,19 @@
-"""The data sets of the experiments: a bundled sample of Fashion-MNIST, and the full IDX sets.
+"""The data sets of the experiments: a bundled sample of Fashion-MNIST, and sets from a folder.
 
-The full sets are read from a folder, never downloaded: ``$TINYJAX_DATA``, else ``../shared/data``
+The others are read from a folder, never downloaded: ``$TINYJAX_DATA``, else ``../shared/data``
 beside the repository. It holds ``fashion-mnist/`` and ``mnist/``, each with the four official .gz
-files. Every file is checked against its sha256 before it is parsed.
+files, and ``cifar10/`` with a balanced subset of CIFAR-10 in one file, whose accuracies cannot be
+compared with published ones. Every file is checked against its sha256 before it is parsed.
 
 References:
   Xiao, Rasul, Vollgraf, *Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
   Algorithms*, arXiv:1708.07747, 2017.
   LeCun, Bottou, Bengio, Haffner, *Gradient-based learning applied to document recognition*,
   Proceedings of the IEEE 86(11), 1998.
+  Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, technical report, 2009.
 """
 
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +42,7 @@ __all__ = [
 class Split(NamedTuple):
     """Images and their classes."""
 
-    images: np.ndarray  # uint8 [n, 28, 28, 1], 0 = background
+    images: np.ndarray  # uint8 [n, h, w, c]; of clothes and digits [n, 28, 28, 1], 0 = background
     labels: np.ndarray  # int32 [n], 0..9
 
 
@@ -86,7 +89,12 @@ _SHA256: Mapping[str, tuple[str, str, str, str]] = {
     ),
 }
 
-NAMES = tuple(_SHA256)
+_CIFAR10 = (
+    "cifar10_train20k_test5k.npz",
+    "b84d64dc1b08f67120d194f1f60923a943a695e798e1ee878629b92e1981cce2",
+)
+
+NAMES = (*_SHA256, "cifar10")
 
 _CLOTHES = (
     "T-shirt",
@@ -104,11 +112,23 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "fashion_mnist_sample": _CLOTHES,
     "fashion_mnist": _CLOTHES,
     "mnist": tuple("0123456789"),
+    "cifar10": (
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ),
 }
 
 
 def folder(name: str) -> Path:
-    """Where the four files of a data set belong; the folder need not exist.
+    """Where the files of a data set belong; the folder need not exist.
 
     Raises:
       ValueError: if there is no data set of this name.
@@ -122,12 +142,15 @@ def folder(name: str) -> Path:
 
 
 def available(name: str) -> bool:
-    """Whether the four files of a data set are there; says nothing about their content."""
-    return all((folder(name) / file).is_file() for files in FILES.values() for file in files)
+    """Whether the files of a data set are there; says nothing about their content."""
+    home = folder(name)
+    if name == "cifar10":
+        return (home / _CIFAR10[0]).is_file()
+    return all((home / file).is_file() for files in FILES.values() for file in files)
 
 
 def load(name: str) -> Dataset:
-    """Reads a data set: 4,000 + 2,000 images for the sample, 60,000 + 10,000 for a full set.
+    """Reads a data set: 4,000 + 2,000 images (sample), 60,000 + 10,000, or 20,000 + 5,000 (CIFAR).
 
     Args:
       name: one of `NAMES`.
@@ -138,11 +161,31 @@ def load(name: str) -> Dataset:
     (4000, 28, 28, 1)
     """
     home = folder(name)
+    if name == "cifar10":
+        return _cifar10(_checked(home / _CIFAR10[0], _CIFAR10[1]))
     names = [file for files in FILES.values() for file in files]
     train_images, train_labels, test_images, test_labels = (
         _checked(home / file, sha256) for file, sha256 in zip(names, _SHA256[name], strict=True)
     )
     return Dataset(_split(train_images, train_labels), _split(test_images, test_labels))
+
+
+def _cifar10(content: bytes) -> Dataset:
+    """The two splits of the subset, colours unpacked."""
+    with np.load(io.BytesIO(content)) as arrays:
+        return Dataset(
+            *(
+                Split(_colours(arrays[f"x_{part}_res"]), arrays[f"y_{part}"].astype(np.int32))
+                for part in ("train", "test")
+            )
+        )
+
+
+def _colours(residuals: np.ndarray) -> np.ndarray:
+    """Planes G, R - G and B - G as vertical differences modulo 256, to RGB uint8 [n, h, w, 3]."""
+    planes = np.cumsum(residuals, axis=2, dtype=np.uint8)
+    green, red, blue = planes[:, 0], planes[:, 1], planes[:, 2]
+    return np.stack([red + green, green, blue + green], -1)
 
 
 def _split(images: bytes, labels: bytes) -> Split:

@@ -1,5 +1,6 @@
 """Array to array: quantization and integer arithmetic. Knows no models and no sites."""
 
+from tinyjax.numerics.axes import Axes, column_sums, conv_axes, dot_axes
 from tinyjax.numerics.conv_taps import ConvSpec
 from tinyjax.numerics.forms import Form, conv_form, dot_form
 from tinyjax.numerics.group_quantize import (
@@ -19,6 +20,7 @@ from tinyjax.numerics.integer_ops import (
     zero_point_term,
 )
 from tinyjax.numerics.layout import keep, late, materialized, row_major
+from tinyjax.numerics.middle import middle, through_codes
 from tinyjax.numerics.packing import pack_bits, pack_inner, per_byte, unpack_bits, unpack_inner
 from tinyjax.numerics.patches import differs, spread, tiles, window_any
 from tinyjax.numerics.pool import max_pool
@@ -45,6 +47,7 @@ from tinyjax.numerics.rounding import fold_key, hash_bits, nearest, seed_of, sto
 
 __all__ = [
     "MAX_CONTRACTION",
+    "Axes",
     "ConvSpec",
     "Form",
     "abs_max",
@@ -54,13 +57,16 @@ __all__ = [
     "by_range",
     "channel_reach",
     "coarse",
+    "column_sums",
     "conv",
+    "conv_axes",
     "conv_dw",
     "conv_dx",
     "conv_form",
     "dequantize",
     "differs",
     "dot",
+    "dot_axes",
     "dot_dw",
     "dot_dx",
     "dot_form",
@@ -77,6 +83,7 @@ __all__ = [
     "least_angle",
     "materialized",
     "max_pool",
+    "middle",
     "nearest",
     "pack_bits",
     "pack_inner",
@@ -91,6 +98,7 @@ __all__ = [
     "spread",
     "stochastic",
     "symmetric_scale",
+    "through_codes",
     "tiles",
     "total",
     "unpack_bits",

@@ -1,16 +1,24 @@
 """The methods, one per file."""
 
+from tinyjax.transforms.compensate import bias, compensate, penalty, spatial
 from tinyjax.transforms.int8_qat import int8_qat
 from tinyjax.transforms.link import link, send
 from tinyjax.transforms.pass_skip import pass_skip
 from tinyjax.transforms.sgq import sgq, sgq_decode, sgq_encode
+from tinyjax.transforms.zero_point import shifted, zero_point
 
 __all__ = [
+    "bias",
+    "compensate",
     "int8_qat",
     "link",
     "pass_skip",
+    "penalty",
     "send",
     "sgq",
     "sgq_decode",
     "sgq_encode",
+    "shifted",
+    "spatial",
+    "zero_point",
 ]
