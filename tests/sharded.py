@@ -105,7 +105,7 @@ def integers(form: numerics.Form, x: jax.Array, w: jax.Array, g: jax.Array) -> d
         return numerics.quantize(t, scale, rounding=rounding, seed=seed)
 
     s_w = numerics.symmetric_scale(numerics.abs_max(w, range(w.ndim - 1)))
-    s_r, s_g = numerics.gradient_scales(g, s_w.reshape(-1))
+    s_r, s_g = map(numerics.symmetric_scale, numerics.fine(g, s_w.reshape(-1)))
     x_q = codes(x, numerics.symmetric_scale(numerics.abs_max(x)))
     w_q = codes(w, s_w)
     g_r = codes(g * s_w.reshape(-1), s_r, numerics.stochastic)

@@ -205,7 +205,8 @@ def plan(jaxpr: compat.Jaxpr, is_site: IsSite) -> Plan:
     """Gives each equation its place.
 
     An equation belongs to a site's epilogue if it reads that site's values and otherwise only
-    what exists before the site runs. Where two sites meet (a residual add) it stays outside.
+    what exists before the site runs. Where two sites meet (a residual add) it stays outside; so do
+    loops and products of other kinds (of attention, say), since an epilogue may be computed twice.
     """
     early, order, epilogues = [], [], {}
     inside: dict[Any, int] = {}  # variable -> index of the site whose epilogue makes it
@@ -221,6 +222,7 @@ def plan(jaxpr: compat.Jaxpr, is_site: IsSite) -> Plan:
             inside[eqn.outvars[0]] = i
         elif (
             holds(eqn, is_site)
+            or (owners and _heavy(eqn))
             or eqn.effects
             or not (free or (len(owners) == 1 and latest < min(owners)))
         ):
@@ -239,6 +241,12 @@ def holds(eqn: compat.Eqn, is_site: IsSite) -> bool:
     """Whether an equation is a checkpointed region with a site in it."""
     regions = compat.inner_jaxprs(eqn) if eqn.primitive.name in compat.REMAT else []
     return any(is_site(inner) for region in regions for inner, _ in compat.equations(region))
+
+
+def _heavy(eqn: compat.Eqn) -> bool:
+    heavy = {*compat.KINDS, *compat.LOOPS}
+    inner = (e for body in compat.inner_jaxprs(eqn) for e, _ in compat.equations(body))
+    return any(e.primitive.name in heavy for e in (eqn, *inner))
 
 
 def readers(jaxpr: compat.Jaxpr, eqns: Sequence[compat.Eqn]) -> dict[Any, set[int]]:

@@ -33,7 +33,7 @@ class Form(NamedTuple):
       enter_x: activation -> ``[rows, ..., channels]`` float (``[batch, rows, k]`` if batched).
       enter_w: weight -> ``[..., features]`` (``[batch, k, features]`` if batched).
       leave: canonical output -> the op's own layout.
-      enter_z: and back.
+      exact: ``(x, w) -> y``: the op on float arrays in canonical form.
       y: ``(x, w) -> Sums``: the op on int8 arrays in canonical form.
       dx: ``(g, w) -> Sums``: its gradient with respect to ``x``.
       dw: ``(x, g) -> Sums``: its gradient with respect to ``w``.
@@ -48,7 +48,7 @@ class Form(NamedTuple):
     enter_x: Callable[[Array], Array]
     enter_w: Callable[[Array], Array]
     leave: Callable[[Array], Array]
-    enter_z: Callable[[Array], Array]
+    exact: Callable[[Array, Array], Array]
     y: Callable[[Array, Array], Sums]
     dx: Callable[[Array, Array], Sums]
     dw: Callable[[Array, Array], Sums]
@@ -91,7 +91,7 @@ def dot_form(
         lambda x: _arrange(x, (*bx, *free_x, *cx), (*batch, rows, depth)),
         lambda w: _arrange(w, (*bw, *cw, *free_w), (*batch, depth, features)),
         lambda z: z.reshape(out),
-        lambda z: z.reshape(*batch, rows, features),
+        jnp.matmul,
         *(placed(jax.vmap(product) if batch else product, spec) for product, spec in products),
     )
 
@@ -161,18 +161,29 @@ def conv_form(
     def leave(z: Array) -> Array:
         return _arrange(jnp.squeeze(z, 1) if single else z, back)
 
-    def enter_z(z: Array) -> Array:
-        z = _arrange(z, (out_spec[0], *out_spec[2:], out_spec[1]))
-        return jnp.expand_dims(z, 1) if single else z
-
     return Form(
         enter_x,
         enter_w,
         leave,
-        enter_z,
+        functools.partial(_conv, spec),
         placed(functools.partial(conv, spec=spec), _y_spec),
         placed(functools.partial(conv_dx, spec=spec, space=(*ones, *space)), _dx_spec),
         placed(functools.partial(conv_dw, spec=spec, taps=taps), _dw_spec),
+    )
+
+
+def _conv(spec: ConvSpec, x: Array, w: Array) -> Array:
+    axes = tuple(range(x.ndim))
+    return lax.conv_general_dilated(
+        x,
+        w,
+        spec.strides,
+        spec.padding,
+        rhs_dilation=spec.dilation,
+        dimension_numbers=lax.ConvDimensionNumbers(
+            (0, axes[-1], *axes[1:-1]), (axes[-1], axes[-2], *axes[:-2]), (0, axes[-1], *axes[1:-1])
+        ),
+        feature_group_count=spec.groups,
     )
 
 

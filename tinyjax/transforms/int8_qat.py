@@ -130,20 +130,19 @@ def int8_qat(
                 f"{site.out.shape}), so there is no scale: drop empty batches before the step"
             )
         form = _FORMS[site.kind](site.x.shape, site.w.shape, **dict(site.params))
-        rows = form.enter_x(jax.lax.stop_gradient(x).astype(jnp.float32))
-        largest, vars = scaling.largest(vars, rows, site)
+        x, w = form.enter_x(x.astype(jnp.float32)), form.enter_w(w.astype(jnp.float32))
+        largest, vars = scaling.largest(vars, jax.lax.stop_gradient(x), site)
         seed = None if key is None else seed_of(key)
         fun, captured = epilogue[:2] if epilogue else (lambda z: (z,), ())
-        outs = block(op, form, fun)(x, w, seed, largest, *captured)
+        outs = block(form, site, fun)(x, w, seed, largest, *captured)
         return outs if epilogue else outs[0], vars
 
-    def weight(form: Form, w: Array) -> tuple[Array, Array]:
-        w = form.enter_w(w.astype(jnp.float32))
+    def codes(w: Array) -> tuple[Array, Array]:
         s_w = symmetric_scale(weight_range(w), bits)
         return quantize(w, s_w, bits=bits), s_w
 
     def input_gradient(form: Form, w: Array, g: Array, seed: Any) -> Array:
-        w_q, s_w = weight(form, w)  # the forward pass's, or made anew
+        w_q, s_w = codes(w)  # the forward pass's, or made anew
         s_r = symmetric_scale(gradient_range(g, s_w)[0], bits)
         g_q = quantize(g * s_w, s_r, bits=bits, rounding=gradient_rounding, seed=seed)
         return total(form.dx(g_q, w_q)) * finite_or_nan(s_r)
@@ -151,15 +150,12 @@ def int8_qat(
     def weight_gradient(form: Form, x_q: Array, s_x: Array, w: Array, g: Array, seed: Any) -> Array:
         if s_x.size > 1:
             g, s_x = g * s_x, jnp.ones((), jnp.float32)
-        s_g = symmetric_scale(gradient_range(g, weight(form, w)[1])[1], bits)
+        s_g = symmetric_scale(gradient_range(g, codes(w)[1])[1], bits)
         g_q = quantize(g, s_g, bits=bits, rounding=gradient_rounding, seed=seed)
         return total(form.dw(late(x_q, s_g), g_q)) * finite_or_nan(s_x * s_g)
 
-    def block(op: Op, form: Form, fun: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
+    def block(form: Form, site: Site, fun: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
         """``fun(op(x, w), *captured)`` as one function with a derivative of its own."""
-        enter_x = lambda x: form.enter_x(x.astype(jnp.float32))
-        leave = lambda z: form.leave(z).astype(op.site.out.dtype)
-        transposed = lambda f, like, g: jax.linear_transpose(f, like)(g)[0]
 
         @jax.custom_vjp
         def run(*args: Any) -> Any:
@@ -167,26 +163,26 @@ def int8_qat(
 
         def forward(x: Array, w: Array, seed: Any, largest: Array, *captured: Any) -> Any:
             s_x = symmetric_scale(largest, bits)
-            x_q = materialized(lambda part: quantize(part, s_x, bits=bits), enter_x(x))
+            x_q = materialized(lambda part: quantize(part, s_x, bits=bits), x)
             if "y" in products:
-                w_q, s_w = weight(form, w)
+                w_q, s_w = codes(w)
                 z = total(form.y(x_q, w_q)) * finite_or_nan(s_x * s_w)
             else:
-                z = form.enter_z(op(x, w)).astype(jnp.float32)
-            outs, pull = lean_vjp(lambda z, *captured: fun(leave(z), *captured), z, captured)
+                z = form.exact(x, w)
+            epilogue = lambda z, *captured: fun(form.leave(z).astype(site.out.dtype), *captured)
+            outs, pull = lean_vjp(epilogue, z, captured)
             return outs, (x_q, s_x, w, seed, captured, pull)
 
-        @functools.partial(differentiable_once, path=op.site.path)
+        @functools.partial(differentiable_once, path=site.path)
         def gradients(x_q: Array, s_x: Array, w: Array, g: Array, seed: Any) -> tuple[Array, Array]:
+            x = dequantize(x_q, s_x)
             if "dx" in products:
-                dx = transposed(enter_x, op.site.x, input_gradient(form, w, g, seed))
+                dx = input_gradient(form, w, g, seed)
             else:
-                dx = transposed(lambda x: op(x, w), op.site.x, leave(g))
+                (dx,) = jax.linear_transpose(lambda x: form.exact(x, w), x)(g)
             if "dw" in products:
-                dw = weight_gradient(form, x_q, s_x, w, g, seed)
-                return dx, transposed(lambda w: form.enter_w(w.astype(jnp.float32)), op.site.w, dw)
-            x = transposed(enter_x, op.site.x, dequantize(x_q, s_x))
-            return dx, transposed(lambda w: op(x, w), op.site.w, leave(g))
+                return dx, weight_gradient(form, x_q, s_x, w, g, seed)
+            return dx, *jax.linear_transpose(lambda w: form.exact(x, w), w)(g)
 
         def backward(kept: Any, gs: Any) -> tuple[Any, ...]:
             x_q, s_x, w, seed, captured, pull = kept
