@@ -4,7 +4,7 @@ The models and steps of `benchmarks.cases` are the same in every arm and know no
 All programs are compiled first, then run in turn, round after round, in one process. A turn is
 three calls in a row, as in training; the first of them, which finds another program's caches and
 heap, is not counted. Times are medians. What takes seconds a call (``Case.slow``) runs apart, once
-unmeasured and then once in each of at most two rounds.
+unmeasured and then once.
 
 Metrics of a row:
 
@@ -19,6 +19,11 @@ Metrics of a row:
     slices and maximum, and the depthwise convolution as nine shifted multiply-adds.
 ``int8_ms``, ``int8_nearest_ms``
     The step through ``int8_qat()``, and with its gradients rounded to nearest.
+``policy_ms``, ``policy_off_ms``, ``policy_speedup_best``
+    ``audit(...).choose(int8_qat())`` under either compiler option, and ``f32_best_ms`` over the
+    better of the two.
+``octo_ms``, ``octo_share``
+    With loss-aware compensation (``bias``) and ranges clipped to 0.95; ``1 - int8_ms / octo_ms``.
 ``stochastic_share``
     ``1 - int8_nearest_ms / int8_ms``: what rounding stochastically takes of the step.
 ``speedup``, ``speedup_best``
@@ -53,12 +58,24 @@ import numpy as np
 from benchmarks import peers
 from benchmarks.cases import CASES, Case, batch_of, both_gradients, model_macs, training
 from experiments import measure, train
-from tinyjax import Transform, attach, count_macs, identity, int8_qat, numerics, rewrite
+from tinyjax import (
+    Transform,
+    attach,
+    audit,
+    bias,
+    chain,
+    compensate,
+    count_macs,
+    identity,
+    int8_qat,
+    numerics,
+    rewrite,
+)
 
 __all__ = ["CASES", "run", "transforms"]
 
 FUSION_OFF = {"xla_cpu_experimental_ynn_fusion_type": ""}
-SLOW_ROUNDS = 2
+SLOW_ROUNDS = 1
 
 Array = jax.Array
 Timed = Callable[[], Any]  # runs a program once
@@ -72,16 +89,32 @@ class Program(NamedTuple):
     compile_s: float
 
 
-def transforms(step: Callable[..., Any], state: Any, *batch: Array) -> dict[str, Transform]:
-    """What a step is run through, by the name of its metric; further arms go here.
+def transforms(case: Case, state: Any, images: Array) -> dict[str, tuple[Transform, Any]]:
+    """What a step is run through, each with its compiler options; further arms go here.
 
     Args:
-      step: the train step, not lifted.
-      state: what it takes first.
-      *batch: and what it takes after that.
+      case: what is trained.
+      state: the plain state, for its parameters.
+      images: a batch.
     """
-    del step, state, batch
-    return {"int8": int8_qat(), "int8_nearest": int8_qat(gradient_rounding=numerics.nearest)}
+    variables = {"params": state.params, **_statistics(state)}
+    forward = training(state.apply_fn, variables)
+    nearest = dict(gradient_rounding=numerics.nearest)
+    clipped = int8_qat(gradient_range=numerics.shrunk(0.95))
+    arms: dict[str, tuple[Transform, Any]] = {
+        "int8": (int8_qat(), None),
+        "int8_nearest": (int8_qat(**nearest), None),
+        "octo": (chain(compensate(bias()), clipped), None),
+    }
+    for suffix, options in _options().items():
+        found = audit(forward, variables, images, compiler_options=options)
+        arms[f"policy{suffix}"] = (found.choose(int8_qat()), options)
+    return arms
+
+
+def _options() -> dict[str, Any]:
+    """Compiler options worth trying for float programs, by the suffix of their metrics."""
+    return {"": None, "_off": FUSION_OFF} if jax.default_backend() == "cpu" else {"": None}
 
 
 def run(name: str, *, rounds: int = 15, shrink: int = 1) -> list[dict[str, Any]]:
@@ -113,7 +146,9 @@ def run(name: str, *, rounds: int = 15, shrink: int = 1) -> list[dict[str, Any]]
         "f32_best_ms": best,
         "speedup": ms[case.baseline] / ms["int8"],
         "speedup_best": best / ms["int8"],
+        "policy_speedup_best": best / min(t for key, t in ms.items() if key.startswith("policy")),
         "stochastic_share": 1 - ms["int8_nearest"] / ms["int8"],
+        "octo_share": 1 - ms["int8"] / ms["octo"],
         "saved_mb_f32": saved[0],
         "saved_mb_int8": saved[1],
         "saved_bytes_ratio": saved[0] / saved[1],
@@ -137,16 +172,15 @@ def _programs(case: Case, images: Array, targets: Array) -> dict[str, Program]:
     if case.edited is not None:
         arms["f32_edited"] = (step, _state(case.edited, images))
     arms["f32_rewritten"] = (identity()(step), plain)
-    for key, tx in transforms(step, plain, images, targets).items():
-        arms[key] = (tx(step), attach(tx, step, plain, images, targets))
     programs = {}
     for key, (fn, state) in arms.items():
-        wanted: dict[str, Any] = {key: None}
-        if key.startswith("f32") and jax.default_backend() == "cpu":
-            wanted[f"{key}_off"] = FUSION_OFF
-        for full, options in wanted.items():
+        for suffix, options in _options().items():
+            full = f"{key}{suffix}"
             if full not in case.left_out:
                 programs[full] = _compiled(fn, state, images, targets, options=options)
+    for key, (tx, options) in transforms(case, plain, images).items():
+        state = attach(tx, step, plain, images, targets)
+        programs[key] = _compiled(tx(step), state, images, targets, options=options)
     return programs
 
 
@@ -187,13 +221,18 @@ def _state(model: nn.Module, images: Array) -> Any:
     return train.create_state(model, np.asarray(images), learning_rate=0.01, steps=1000, seed=0)
 
 
+def _statistics(state: Any) -> dict[str, Any]:
+    """The variables of a model beside its parameters."""
+    return {"batch_stats": state.batch_stats} if hasattr(state, "batch_stats") else {}
+
+
 def _call(program: Program, *batch: Array) -> Timed:
     return lambda: program.step(program.state, *batch)
 
 
 def _saved_mb(case: Case, tx: Transform | None, state: Any, images: Array, targets: Array) -> float:
     """Megabytes that the step's loss keeps for its backward pass, under a transform or as it is."""
-    kept = {"batch_stats": state.batch_stats} if hasattr(state, "batch_stats") else {}
+    kept = _statistics(state)
     apply = state.apply_fn
     if tx is not None:
         inner = rewrite(tx, state.apply_fn)
