@@ -20,6 +20,7 @@ _ONE = {
     "sgq": ("sgq", "sample"),
     "pass": ("skip", "sample"),
     "audit": ("audit", "vgg6"),
+    "fidelity": ("fidelity", "vgg6"),
 }
 # Grid: (its module, its default configuration), which is a row of runs.
 _GRIDS = {"ablation": ("ablation", "all"), "adapt": ("adapt", "mnist")}
@@ -33,14 +34,14 @@ class Arguments:
     JSON is there; the demo is there to be watched, so it runs anew every time.
     """
 
-    experiment: Literal["octo", "sgq", "pass", "audit", "ablation", "adapt", "demo"]
+    experiment: Literal["octo", "sgq", "pass", "audit", "fidelity", "ablation", "adapt", "demo"]
     """octo: train one arm. sgq: train across a cut and without one. pass: skip patches of a video.
-    audit: where int8 is faster on this machine. ablation: what each part of Octo does, next to
-    rivals. adapt: learn another domain on a device. demo: the methods, with a report. Each writes
-    JSON; ablation and adapt one per run."""
+    audit: where int8 is faster on this machine. fidelity: int8 gradients next to float32's.
+    ablation: what each part of Octo does, next to rivals. adapt: learn another domain on a device.
+    demo: the methods, with a report. Each writes JSON; ablation and adapt one per run."""
     config: str | None = None
-    """Name of the configuration, by default int8 (octo), vgg6 (audit), all (ablation), mnist
-    (adapt) or sample (others); "?" lists them."""
+    """Name of the configuration, by default int8 (octo), vgg6 (audit, fidelity), all (ablation),
+    mnist (adapt) or sample (others); "?" lists them."""
     set: tuple[tuple[str, ...], ...] = ()
     """Changes to the configuration, key=value; "?=" lists the keys. Of the demo: part.key=value."""
     smoke: bool = False

@@ -101,7 +101,22 @@ def _audit(record: Record) -> Any:
     return imported("rich.text").Text(record["metrics"]["table"] + "\n")
 
 
-TABLES: dict[str, Table] = {"octo": _octo, "sgq": _sgq, "pass": _pass, "audit": _audit}
+def _fidelity(record: Record) -> Any:
+    """Cosines with float32's gradients."""
+    table = _table("cosine with float32", "median kernel", "least kernel", "least of the rest")
+    for name, policy in record["metrics"]["policies"].items():
+        cells = (policy[key] for key in ("median", "least", "least_other"))
+        table.add_row(name, *(f"{cell:.4f}" for cell in cells))
+    return table
+
+
+TABLES: dict[str, Table] = {
+    "octo": _octo,
+    "sgq": _sgq,
+    "pass": _pass,
+    "audit": _audit,
+    "fidelity": _fidelity,
+}
 _PARTS: dict[str, Table] = {**TABLES, "octo": _compare}  # of the demo
 
 

@@ -43,6 +43,7 @@ MAY_IMPORT = {
     },
     "codes": {"base"},
     "portable": {"compat", "numerics"},
+    "calibration": {"base", "numerics", "rewrite"},
     "residuals": {"compat", "numerics"},
     "scaling": {"base", "numerics"},
     "transforms": {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import networks
-from tinyjax import attach, delayed, frozen, int8_qat, numerics, per_row, rewrite
+from tinyjax import attach, calibrate, delayed, frozen, int8_qat, numerics, per_row, rewrite
 
 APPLY = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
 NEAREST = dict(gradient_rounding=numerics.nearest)
@@ -38,17 +38,22 @@ def test_frozen_scales_clip_and_are_checked(params):
             frozen({"a": bad})
 
 
-def test_calibration_tracks_the_largest_and_freezes(rng, params):
-    """A pass with delay and no forgetting is a calibration."""
-    tracking = rewrite(int8_qat(scaling=delayed(1.0)), APPLY)
-    batches = [floats(rng, 4, 8) * s for s in (1.0, 3.0, 2.0)]
-    vars = tracking.init(params, batches[0])
-    for x in batches:
-        _, vars = tracking.apply(vars, params, x)
-    np.testing.assert_array_equal(vars["a"], max(np.abs(x).max() for x in batches))
-    table = {path: float(value) for path, value in vars.items()}
-    out, _ = rewrite(int8_qat(scaling=frozen(table)), APPLY).apply({}, params, batches[1])
-    np.testing.assert_allclose(out, APPLY(params, batches[1]), atol=0.2)
+def test_calibration_tracks_the_largest_of_all_batches(rng, params):
+    batches = [(floats(rng, 4, 8) * s,) for s in (1.0, 3.0, 2.0)]
+    table = calibrate(APPLY, params, batches)
+    hidden = [np.abs(jnp.tanh(x @ params["a"])).max() for (x,) in batches]
+    want = {"a": max(np.abs(x).max() for (x,) in batches), "b": max(hidden)}
+    assert table == pytest.approx({k: float(v) for k, v in want.items()}, rel=1e-6)
+    out, _ = rewrite(int8_qat(scaling=frozen(table)), APPLY).apply({}, params, *batches[1])
+    np.testing.assert_allclose(out, APPLY(params, *batches[1]), atol=0.2)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_calibration_needs_data_that_reach_somewhere(params, value):
+    with pytest.raises(ValueError, match=r"the activation of 'a' reaches .*: calibrate with data"):
+        calibrate(APPLY, params, [(jnp.full((2, 8), value, jnp.float32),)])
+    with pytest.raises(ValueError, match="there are no batches"):
+        calibrate(APPLY, params, [])
 
 
 def test_delay_uses_the_past(rng, params):

@@ -15,6 +15,7 @@ from tinyjax.base import (
     TrainStep,
     Transform,
 )
+from tinyjax.calibration import calibrate
 from tinyjax.codes import SGQCode, SGQGradient
 from tinyjax.combine import at, chain, identity, where
 from tinyjax.counting import count_macs
@@ -61,6 +62,7 @@ __all__ = [
     "attach",
     "audit",
     "bias",
+    "calibrate",
     "chain",
     "compensate",
     "count_macs",

@@ -55,7 +55,7 @@ per_row = Scaling(_nothing, _of_rows)
 
 
 def frozen(table: Mapping[str, float]) -> Scaling:
-    """Scales that were measured before, such as by ``tinyjax.calibrate``: the same for every batch.
+    """Scales that were measured before (:func:`tinyjax.calibrate`): the same for every batch.
 
     So an output does not depend on its neighbours in the batch, and the pass for the largest
     magnitude is saved. Larger values are clipped.
