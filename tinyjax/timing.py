@@ -33,6 +33,7 @@ Options = dict[str, Any] | None  # of the compiler
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "tinyjax")
 SECONDS = 1.0  # for the turns of a site, about
 TURNS = (5, 50)  # the fewest and the most
+HOPELESS = 4.0  # times slower in the first call: not called again
 
 
 class Timing(NamedTuple):
@@ -51,7 +52,7 @@ def measure(tx: Transform, site: Site, first: bool, options: Options = None) -> 
     """Compiles both programs and runs them in turn on random operands; medians of the turns.
 
     Every turn calls a program twice and counts the second call, which finds caches and heap as
-    training finds them.
+    training finds them. Where one program's first call takes four times the other's, that is all.
 
     Args:
       tx: the transform.
@@ -73,7 +74,10 @@ def measure(tx: Transform, site: Site, first: bool, options: Options = None) -> 
         jax.block_until_ready(program(*arrays))
         return time.perf_counter() - start
 
-    once = sum(min(seconds(program), seconds(program)) for program in programs)
+    first = [seconds(program) for program in programs]
+    if max(first) > HOPELESS * min(first):  # a loop instead of a kernel may take minutes
+        return Timing(*(1e3 * t for t in first))
+    once = sum(map(min, first, map(seconds, programs)))
     fewest, most = TURNS
     turns = min(most, max(fewest, round(SECONDS / (2 * once))))
     taken = [
