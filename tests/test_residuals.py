@@ -49,7 +49,7 @@ def nbytes(tree):
 @pytest.mark.parametrize("shape", [(4, 8, 6, 16), (1, 4, 4, 3), (3, 16, 2, 1)])
 def test_cheap_epilogues_keep_their_exact_derivative(rng, name, shape):
     z, b = operands(rng, shape)
-    outs, pull = jax.jit(lambda z, b: lean_vjp(EXACT[name], z, (b,)))(z, b)
+    outs, pull = jax.jit(lambda z, b: lean_vjp(EXACT[name], z, (b,), (0, 1, 2)))(z, b)
     want, pull_want = jax.jit(lambda z, b: jax.vjp(EXACT[name], z, b))(z, b)
     jax.tree.map(np.testing.assert_array_equal, outs, want)
     gs = cotangents(rng, want)
@@ -61,7 +61,7 @@ def test_cheap_epilogues_keep_their_exact_derivative(rng, name, shape):
 @pytest.mark.parametrize("name", CODED)
 def test_other_epilogues_are_computed_once_more_from_codes(rng, name):
     z, b = operands(rng)
-    outs, pull = jax.jit(lambda z, b: lean_vjp(CODED[name], z, (b,)))(z, b)
+    outs, pull = jax.jit(lambda z, b: lean_vjp(CODED[name], z, (b,), (0, 1, 2)))(z, b)
     want, pull_want = jax.vjp(CODED[name], z, b)
     jax.tree.map(lambda a, w: np.testing.assert_allclose(a, w, atol=1e-5), outs, want)
     assert nbytes(pull) <= z.size + 4 * z.shape[-1]
@@ -78,15 +78,15 @@ def test_other_epilogues_are_computed_once_more_from_codes(rng, name):
 
 def test_a_relu_keeps_one_bit(rng):
     z, b = operands(rng)
-    _, pull = lean_vjp(EXACT["relu"], z, (b,))
+    _, pull = lean_vjp(EXACT["relu"], z, (b,), (0, 1, 2))
     assert nbytes(pull) == z.size // 8
-    _, pull = lean_vjp(EXACT["relu, pool"], z, (b,))
+    _, pull = lean_vjp(EXACT["relu, pool"], z, (b,), (0, 1, 2))
     assert nbytes(pull) == z.size // 8 + z.size // 4 // 4  # a bit, and two per window
 
 
 def test_integers_alone_have_no_derivative(rng):
     z, b = operands(rng)
-    _, pull = lean_vjp(lambda z, b: (jnp.argmax(jnp.tanh(z) * b, -1),), z, (b,))
+    _, pull = lean_vjp(lambda z, b: (jnp.argmax(jnp.tanh(z) * b, -1),), z, (b,), (0,))
     dz, db = pull((b,), (np.zeros(z.shape[:-1], jax.dtypes.float0),))
     assert not np.any(dz)
     assert not np.any(db)

@@ -70,6 +70,8 @@ def test_delay_uses_the_past(rng, params):
     np.testing.assert_allclose(vars["a"], 0.5 * np.abs(x).max(), rtol=1e-6)
     nan, _ = late.apply(vars, params, x.at[0, 0].set(jnp.nan))
     assert np.isnan(nan).all()
+    _, after = late.apply(vars, params, x.at[0, 0].set(jnp.nan))  # and is forgotten
+    assert after == vars
 
 
 def test_a_step_that_is_lifted_cannot_return_it(rng):

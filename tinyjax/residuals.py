@@ -39,19 +39,22 @@ Values = Sequence[Any]
 Fun = Callable[..., tuple[Any, ...]]  # (z, *captured) -> exits
 
 
-def lean_vjp(fun: Fun, z: Array, captured: Values) -> tuple[tuple[Any, ...], Partial]:
+def lean_vjp(
+    fun: Fun, z: Array, captured: Values, axes: Sequence[int]
+) -> tuple[tuple[Any, ...], Partial]:
     """``jax.vjp`` of an epilogue, whose pull function keeps a byte and a half per value at most.
 
     What it would keep is counted, without constants and what is at hand anyway, and with booleans
     packed. If that is no more than one and a half times the int8 codes of ``z`` (signs of a relu,
-    winners of a pool), the derivative is exactly ``jax.vjp``'s. Otherwise (a batch norm, a gelu)
-    the codes are kept, with a scale per feature, and the derivative is that of ``fun`` at their
-    values.
+    winners of a plain pool), the derivative is exactly ``jax.vjp``'s. Otherwise (a batch norm, a
+    gelu, an overlapping pool) the codes are kept, and the derivative is that of ``fun`` at their
+    values: where ``fun`` branches or picks, at times another branch than the forward pass took.
 
     Args:
       fun: ``fun(z, *captured) -> exits``, a tuple of arrays.
       z: float32 ``[n, ..., features]``.
       captured: the other values it reads.
+      axes: over which codes share a scale.
 
     Returns:
       ``(exits, pull)``. ``pull`` is a pytree whose leaves are what is kept; ``pull(captured,
@@ -60,7 +63,7 @@ def lean_vjp(fun: Fun, z: Array, captured: Values) -> tuple[tuple[Any, ...], Par
     Example:
       >>> import jax, jax.numpy as jnp
       >>> z, relu = jnp.linspace(-1.0, 1.0, 64).reshape(8, 8), lambda z: (jax.nn.relu(z),)
-      >>> _, pull = jax.jit(lambda z: lean_vjp(relu, z, ()))(z)
+      >>> _, pull = jax.jit(lambda z: lean_vjp(relu, z, (), (0,)))(z)
       >>> [(leaf.dtype.name, leaf.shape) for leaf in jax.tree.leaves(pull)]
       [('uint8', (8, 1))]
       >>> int(pull((), (jnp.ones((8, 8)),))[0].sum())
@@ -69,7 +72,7 @@ def lean_vjp(fun: Fun, z: Array, captured: Values) -> tuple[tuple[Any, ...], Par
     exits, exact = _exact(fun, z, captured)
     if sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(exact)) <= 1.5 * z.size:
         return exits, exact
-    scale = symmetric_scale(abs_max(z, range(z.ndim - 1)))
+    scale = symmetric_scale(abs_max(z, axes))
     steps = z * (jnp.float32(1) / scale)
     codes = materialized(lambda part: quantize(part, jnp.float32(1)), steps)
     return exits, Partial(functools.partial(_pull_codes, fun), codes, scale)
@@ -135,7 +138,7 @@ def _evaluate(eqn: compat.Eqn, env: dict[Any, Any]) -> None:
 
 def _pull_codes(fun: Fun, codes: Array, scale: Array, captured: Values, gs: Values) -> Values:
     """The cotangents of ``(z, *captured)``, the epilogue computed once more from the codes."""
-    floats: list[Array] = [g for g in gs if g.dtype != jax.dtypes.float0]
+    floats: list[Array] = [g for g in gs if g.dtype != jax.dtypes.float0 and g.size]
     # The largest: an average's may be a constant, on which nothing depends.
     main: Array = max(floats, key=jnp.size, default=scale)
     z = dequantize(late(codes, main), scale)

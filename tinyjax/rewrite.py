@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from tinyjax import blocks, compat, graph
@@ -203,7 +204,7 @@ class _Run(NamedTuple):
                 f"the transform returned {len(outs)} values at {site.path!r}, whose epilogue has "
                 f"{len(exits)} exits: return op's output, or exactly what epilogue.fn returns"
             )
-        env.update(zip(exits, outs, strict=True))
+        env.update(zip(exits, map(_settled, outs), strict=True))
         return {site.path: own}
 
     def fold(self, site: Site) -> Array | None:
@@ -223,6 +224,14 @@ class _Run(NamedTuple):
         outs, changed = compat.checkpointed(eqn, region)(vars, *ins)
         env.update(zip(eqn.outvars, outs, strict=True))
         return changed
+
+
+def _settled(value: Any) -> Any:
+    """An exit that others may read: an integer of a custom derivative is not to be differentiated.
+
+    Such an integer has an array of zeros for a tangent, which ``cond`` refuses as its index.
+    """
+    return value if jnp.issubdtype(value.dtype, jnp.inexact) else lax.stop_gradient(value)
 
 
 def _no_variables(tx: Transform, site: Site) -> Vars:

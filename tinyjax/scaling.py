@@ -124,6 +124,7 @@ def delayed(decay: float = 0.9) -> Scaling:
         del site
         now = abs_max(x).reshape(())
         used = jnp.where(vars > 0, vars, now) + jnp.float32(0) * now  # NaN in is NaN out
-        return used, jnp.maximum(jnp.float32(decay) * vars, now)
+        seen = jnp.maximum(jnp.float32(decay) * vars, now)
+        return used, jnp.where(jnp.isfinite(now), seen, vars)
 
     return Scaling(init, largest)

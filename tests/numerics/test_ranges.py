@@ -85,10 +85,11 @@ def test_the_least_angle_is_least(rng):
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
-def test_the_least_angle_at_any_size(rng, scale):
-    g = rng.normal(size=(4, 50)).astype(np.float32)
-    found = numerics.least_angle()(jnp.asarray(g), jnp.ones(50))
-    scaled = numerics.least_angle()(jnp.asarray(g * np.float32(scale)), jnp.ones(50))
+@pytest.mark.parametrize("name", RANGES)
+def test_at_any_size(rng, name, scale):
+    g = rng.standard_t(2, size=(4, 50)).astype(np.float32)
+    found = RANGES[name](jnp.asarray(g), jnp.ones(50))
+    scaled = RANGES[name](jnp.asarray(g * np.float32(scale)), jnp.ones(50))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a * scale, b, rtol=1e-5), found, scaled)
 
 

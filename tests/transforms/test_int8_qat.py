@@ -317,8 +317,45 @@ def test_second_derivatives_are_refused(rng):
     )
     slope = lambda w, x: jax.grad(lambda x: nearest.apply({}, {"w": w}, x)[0].sum())(x)
     assert np.isfinite(slope(w, x)).all()
-    with pytest.raises(ValueError, match=r"site 'w' was differentiated twice.*where"):
+    refused = pytest.raises(ValueError, match=r"site 'w' was differentiated twice.*where")
+    with refused:
         jax.grad(lambda w: (slope(w, x) ** 2).sum())(w)
+    with refused:
+        jax.grad(lambda x: (slope(w, x) ** 2).sum())(x)
+    with refused:
+        jax.hessian(lambda x: nearest.apply({}, {"w": w}, x)[0].sum())(x)
+
+
+@pytest.mark.parametrize("choose", ["cond", "switch"])
+def test_a_branch_chosen_by_an_epilogue(rng, choose):
+    def apply(p, x):
+        z = nn.relu(x @ p["w"])
+        if choose == "cond":
+            return lax.cond(jnp.any(jnp.isnan(z)), jnp.zeros_like, lambda z: z, z)
+        return lax.switch(jnp.argmax(z[0]) % 2, [lambda z: z, jnp.sin], z)
+
+    w, x = jnp.asarray(floats(rng, 5, 8)), jnp.asarray(floats(rng, 4, 5))
+    nearest = rewrite(int8_qat(gradient_rounding=numerics.nearest), apply)
+    got = jax.grad(lambda w: nearest.apply({}, {"w": w}, x)[0].sum())(w)
+    want = jax.grad(lambda w: apply({"w": w}, x).sum())(w)
+    assert jnp.vdot(got, want) > 0.99 * jnp.linalg.norm(got) * jnp.linalg.norm(want)
+
+
+def test_a_row_does_not_see_the_others(rng):
+    """Nor does its gradient, whatever the epilogue keeps."""
+    x, w, g = (jnp.asarray(floats(rng, *s)) for s in ((16, 10), (10, 8), (16, 8)))
+    tx = int8_qat(scaling=tinyjax.per_row, gradient_rounding=numerics.nearest)
+    run = rewrite(tx, lambda p, x: nn.gelu(x @ p["w"]))
+    dx = lambda x: jax.vjp(lambda x: run.apply({}, {"w": w}, x)[0], x)[1](g)[0]
+    np.testing.assert_array_equal(dx(x.at[3].set(1e6))[4:], dx(x)[4:])
+
+
+def test_nothing_comes_out_of_an_empty_exit(rng):
+    w, x = jnp.asarray(floats(rng, 5, 8)), jnp.asarray(floats(rng, 4, 5))
+    nearest = rewrite(
+        int8_qat(gradient_rounding=numerics.nearest), lambda p, x: nn.gelu(x @ p["w"])[:, :0]
+    )
+    assert not jax.grad(lambda w: nearest.apply({}, {"w": w}, x)[0].sum())(w).any()
 
 
 @pytest.mark.parametrize("products", ["y", ("z",), ("y", "dz")])

@@ -152,7 +152,9 @@ def gaussian(z: float, of: GradientRange = fine) -> GradientRange:
         raise ValueError(f"z is {z!r}: use a number of standard deviations above 0")
 
     def bound(g: Array) -> Array:
-        return jnp.abs(jnp.mean(g)) + jnp.float32(z) * jnp.std(g)
+        unit = symmetric_scale(abs_max(g)).reshape(())  # in which no square vanishes or overflows
+        g = g * (jnp.float32(1) / unit)
+        return unit * (jnp.abs(jnp.mean(g)) + jnp.float32(z) * jnp.std(g))
 
     def reach(g: Array, s_w: Array) -> tuple[Array, Array]:
         rows, features = of(g, s_w)

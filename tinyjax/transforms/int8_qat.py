@@ -162,6 +162,8 @@ def int8_qat(
             return forward(*args)[0]
 
         def forward(x: Array, w: Array, seed: Any, largest: Array, *captured: Any) -> Any:
+            kept = w  # unguarded, so that a weight that is alive anyway is not kept twice
+            x, w = differentiable_once(lambda x, w: (x, w), site.path)(x, w)
             s_x = symmetric_scale(largest, bits)
             x_q = materialized(lambda part: quantize(part, s_x, bits=bits), x)
             if "y" in products:
@@ -170,8 +172,9 @@ def int8_qat(
             else:
                 z = form.exact(x, w)
             epilogue = lambda z, *captured: fun(form.leave(z).astype(site.out.dtype), *captured)
-            outs, pull = lean_vjp(epilogue, z, captured)
-            return outs, (x_q, s_x, w, seed, captured, pull)
+            each = range(1, z.ndim) if s_x.size > 1 else range(z.ndim - 1)  # row, or feature
+            outs, pull = lean_vjp(epilogue, z, captured, each)
+            return outs, (x_q, s_x, kept, seed, captured, pull)
 
         @functools.partial(differentiable_once, path=site.path)
         def gradients(x_q: Array, s_x: Array, w: Array, g: Array, seed: Any) -> tuple[Array, Array]:
