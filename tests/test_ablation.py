@@ -98,6 +98,7 @@ def dense_gradient(tx, x, w, g, key=KEY):
     return jax.vjp(f, w)[1](g)[0]
 
 
+@pytest.mark.slow
 def test_ui8_slows_what_turns(rng):
     x, w = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((64, 16), (16, 8)))
     tx = RIVALS["ui8"]()

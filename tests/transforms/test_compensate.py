@@ -325,6 +325,7 @@ def test_skipping_everywhere_else_is_bit_identical(model):
     assert op(state.params["w1"]).shape == conv.out.shape
 
 
+@pytest.mark.slow
 def test_inside_scan_and_remat(model):
     (state, _), (x, _) = model
     tx = chain(compensate(bias()), int8_qat())
