@@ -41,7 +41,7 @@ def calibrate(
     """
     tracking = rewrite(_tracking(), apply)
     step = jax.jit(lambda vars, params, args: tracking.apply(vars, params, *args, **kwargs)[1])
-    vars = None
+    vars: dict[str, Vars] | None = None
     for args in batches:
         vars = tracking.init(params, *args, **kwargs) if vars is None else vars
         vars = step(vars, params, tuple(args))

@@ -74,10 +74,10 @@ def measure(tx: Transform, site: Site, first: bool, options: Options = None) -> 
         jax.block_until_ready(program(*arrays))
         return time.perf_counter() - start
 
-    first = [seconds(program) for program in programs]
-    if max(first) > HOPELESS * min(first):  # a loop instead of a kernel may take minutes
-        return Timing(*(1e3 * t for t in first))
-    once = sum(map(min, first, map(seconds, programs)))
+    calls = [seconds(program) for program in programs]
+    if max(calls) > HOPELESS * min(calls):  # a loop instead of a kernel may take minutes
+        return Timing(*(1e3 * t for t in calls))
+    once = sum(map(min, calls, map(seconds, programs)))
     fewest, most = TURNS
     turns = min(most, max(fewest, round(SECONDS / (2 * once))))
     taken = [
