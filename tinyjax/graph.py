@@ -245,8 +245,7 @@ def holds(eqn: compat.Eqn, is_site: IsSite) -> bool:
 
 def _heavy(eqn: compat.Eqn) -> bool:
     heavy = {*compat.KINDS, *compat.LOOPS}
-    inner = (e for body in compat.inner_jaxprs(eqn) for e, _ in compat.equations(body))
-    return any(e.primitive.name in heavy for e in (eqn, *inner))
+    return any(e.primitive.name in heavy for e in (eqn, *compat.inside(eqn)))
 
 
 def readers(jaxpr: compat.Jaxpr, eqns: Sequence[compat.Eqn]) -> dict[Any, set[int]]:

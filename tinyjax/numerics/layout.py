@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -46,9 +46,8 @@ def row_major(x: jax.Array) -> jax.Array:
       (3, 2)
     """
     if not isinstance(x, jax.core.Tracer) or not cpu_kernels():
-        return (
-            x  # a concrete array is row-major as it is, and other compilers choose for themselves
-        )
+        # A concrete array is row-major as it is, and other compilers choose for themselves.
+        return x
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
@@ -93,9 +92,7 @@ def channels_to_front(q: jax.Array) -> jax.Array:
     return row_major(keep(turned.swapaxes(0, 1))).reshape(c, *space, n)
 
 
-def materialized(
-    encode: Callable[[jax.Array], jax.Array], x: jax.Array, units: Sequence[int] | None = None
-) -> jax.Array:
+def materialized(encode: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     """``encode(x)`` written to memory: by halves, and put together.
 
     Else XLA fuses it into what reads it, keeps what codes are made from (four bytes a value), and
@@ -105,18 +102,16 @@ def materialized(
     Args:
       encode: works on any part of ``x`` as on the whole.
       x: array.
-      units: per axis, the length of the pieces that ``encode`` takes together; 1 by default.
 
     Example:
       >>> import jax.numpy as jnp
       >>> materialized(lambda x: x.astype(jnp.int8), jnp.array([[1.0, 2.0, 3.0]])).tolist()
       [[1, 2, 3]]
     """
-    units = units or (1,) * x.ndim
-    axis = next((a for a in range(1, x.ndim) if x.shape[a] >= 2 * units[a]), None)
+    axis = next((a for a in range(1, x.ndim) if x.shape[a] > 1), None)
     if axis is None:
         return encode(x)
-    half, n = x.shape[axis] // units[axis] // 2 * units[axis], x.shape[axis]
+    half, n = x.shape[axis] // 2, x.shape[axis]
     parts = [lax.slice_in_dim(x, a, b, axis=axis) for a, b in ((0, half), (half, n))]
     return lax.concatenate([encode(part) for part in parts], axis)
 
