@@ -7,7 +7,7 @@ import pytest
 from tests.numerics.test_integer_ops import codes, whole
 from tests.oracles import integer as oracle
 from tinyjax import numerics
-from tinyjax.numerics import conv_taps, integer_conv
+from tinyjax.numerics import conv_columns, conv_taps, integer_conv
 from tinyjax.numerics.conv_taps import ConvSpec
 
 # (batch, space, taps, channels, features, spec): the library form, its edges, and the tap form.
@@ -85,7 +85,7 @@ def test_many_random_shapes(seed):
 
 
 def test_contractions_that_int32_cannot_hold_are_split(rng, monkeypatch):
-    for module in (conv_taps, integer_conv):
+    for module in (conv_columns, conv_taps, integer_conv):
         monkeypatch.setattr(module, "MAX_CONTRACTION", 40)
     monkeypatch.setattr("tinyjax.numerics.integer_ops.MAX_CONTRACTION", 40)
     spec = CASES["same"][-1]

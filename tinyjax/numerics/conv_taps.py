@@ -127,6 +127,8 @@ def padded(x: Array, padding: tuple[tuple[int, int], ...], strides: Space | None
     """Zeros around the space axes (negative crops) and, given strides, between pixels."""
     between = [s - 1 for s in strides or (1,) * len(padding)]
     config = [(*p, i) for p, i in zip(padding, between, strict=True)]
+    if not any(map(any, config)):
+        return x
     out = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *config, (0, 0, 0)])
     # Materialised, since XLA would fold zeros between pixels into a dilation it is slow on.
     return row_major(keep(out)) if x.dtype == jnp.int8 else out

@@ -1,17 +1,20 @@
 """Convolutions of int8 arrays with int32 accumulation: forward, input and weight gradient.
 
-Channels last: activations ``[n, *space, c]``, kernels ``[*taps, c // groups, features]``. Each of
-the three has three formulations with the same integers. The *library* form is one convolution whose
-operands are laid out as XLA's CPU kernels want them (two space axes, one group, row-major, no
-dilation of the input, wide enough); written as autodiff would write it, it is up to 300 times
-slower. The *tap* form is a sum over kernel taps of plain products, for any number of space axes,
-stride, dilation and grouping; depthwise convolutions are shifts, multiplies and adds. On backends
-other than the CPU, where XLA may have no integer convolution, the *column* form is one product.
+Channels last: activations ``[n, *space, c]``, kernels ``[*taps, c // groups, features]``. There are
+three formulations with the same integers. The *library* form is one convolution whose operands are
+laid out as XLA's CPU kernels want them (two space axes, one group, row-major, no dilation of the
+input, wide enough); written as autodiff would write it, it is up to 300 times slower. The *column*
+form is a product over columns: all of them at once where XLA may have no integer convolution (on
+backends other than the CPU) or there are few channels, and block by block for weight gradients. The
+*tap* form is a sum over kernel taps of plain products, for any number of space axes and grouping;
+depthwise convolutions are shifts, multiplies and adds.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import sys
 from collections.abc import Iterable
 
 import jax
@@ -30,16 +33,17 @@ from tinyjax.numerics.conv_taps import (
     tap_conv,
     tap_conv_dw,
     tap_conv_dx,
-    total_of,
 )
-from tinyjax.numerics.integer_ops import MAX_CONTRACTION, Sums, spans
-from tinyjax.numerics.layout import channels_to_front, cpu_kernels, keep, row_major
+from tinyjax.numerics.integer_ops import MAX_CONTRACTION, Sums
+from tinyjax.numerics.layout import cpu_kernels, keep, row_major
 
 __all__ = ["ConvSpec", "conv", "conv_dw", "conv_dx"]
 
 Array = jax.Array
 NARROW = 16  # library kernels need more channels than this on one side
-CACHED = 1 << 20  # bytes of a kernel that caches hold: half to all of the time of larger ones
+WIDENED = 24  # features, with which narrow ones take least time
+FEW = 4  # channels of a narrow kernel, up to which columns take less
+CACHED = 2 << 20  # bytes of columns at a time
 
 
 def conv(x: Array, w: Array, spec: ConvSpec) -> Sums:
@@ -70,8 +74,10 @@ def conv(x: Array, w: Array, spec: ConvSpec) -> Sums:
         return _join(conv(a, b, _one_group(spec)) for a, b in pairs)
     if _columned(spec):
         return column_conv(x, w, spec)
-    if spec.groups > 1 or math.prod(taps) * x.shape[-1] > MAX_CONTRACTION or not _wide(x, w):
+    if spec.groups > 1 or math.prod(taps) * x.shape[-1] > MAX_CONTRACTION or x.ndim != 4:
         return tap_conv(x, w, spec)
+    if _narrow(w) and x.shape[-1] <= FEW:
+        return column_conv(x, w, spec)
     out = spec.out_space(x.shape[1:-1], taps)
     if any(o > n for o, n in zip(out, x.shape[1:-1], strict=True)):
         x, spec = padded(x, spec.padding), spec._replace(padding=((0, 0),) * len(taps))
@@ -101,10 +107,15 @@ def conv_dx(g: Array, w: Array, spec: ConvSpec, space: tuple[int, ...]) -> Sums:
     if _grouped(w.shape[-2], spec):
         pairs = zip(_split(g, spec), _split(w, spec), strict=True)
         return _join(conv_dx(a, b, _one_group(spec), space) for a, b in pairs)
+    short = spec.groups == 1 and math.prod(taps) * w.shape[-1] <= MAX_CONTRACTION
+    if short and max(spec.strides) > 1 and max(spec.dilation) == 1:
+        return (_by_phases(g, w, spec, space),)
     if _columned(spec):
         return column_conv_dx(g, w, spec, space)
-    if spec.groups > 1 or math.prod(taps) * w.shape[-1] > MAX_CONTRACTION or not _wide(g, w):
+    if not short or g.ndim != 4:
         return tap_conv_dx(g, w, spec, space)
+    if _narrow(w) and g.shape[-1] <= FEW:
+        return column_conv_dx(g, w, spec, space)
     padding = dx_padding(taps, spec, space, g.shape[1:-1])
     reach = [(k - 1) * d for k, d in zip(taps, spec.dilation, strict=True)]
     dense = set(spec.strides) == {1}
@@ -116,6 +127,32 @@ def conv_dx(g: Array, w: Array, spec: ConvSpec, space: tuple[int, ...]) -> Sums:
         g, padding = padded(g, padding, spec.strides), ((0, 0),) * len(taps)
     flipped = keep(lax.rev(w, range(len(taps))).swapaxes(-1, -2))
     return (_library(g, flipped, (1,) * len(taps), padding, spec.dilation),)
+
+
+def _by_phases(g: Array, w: Array, spec: ConvSpec, space: tuple[int, ...]) -> Array:
+    """:func:`conv_dx` of a strided convolution without products with zeros.
+
+    Input pixels at one remainder modulo the stride (a phase) meet every stride-th tap, and get the
+    gradient of the convolution with stride 1 by these taps.
+    """
+    axes = tuple(zip(w.shape[:-2], spec.strides, spec.padding, strict=True))
+    extent = tuple(-(-n // s) for n, s in zip(space, spec.strides, strict=True))
+
+    def phase(remainders: tuple[int, ...]) -> Array:
+        starts = [r + p for r, (_, _, (p, _)) in zip(remainders, axes, strict=True)]
+        sub = w[tuple(slice(b % s, k, s) for b, (k, s, _) in zip(starts, axes, strict=True))]
+        if not sub.size:
+            return jnp.zeros((len(g), *extent, w.shape[-2]), jnp.int32)
+        before = tuple((b // s, 0) for b, (_, s, _) in zip(starts, axes, strict=True))
+        dense = spec._replace(strides=(1,) * len(axes), padding=before)
+        return conv_dx(g, sub, dense, extent)[0]
+
+    phases = [phase(r) for r in itertools.product(*map(range, spec.strides))]
+    out = jnp.stack(phases).reshape(*spec.strides, *phases[0].shape)
+    d = len(axes)
+    order = (d, *(a for i in range(d) for a in (d + 1 + i, i)), 2 * d + 1)
+    full = (len(g), *(m * s for m, s in zip(extent, spec.strides, strict=True)), w.shape[-2])
+    return lax.slice(out.transpose(order).reshape(full), (0,) * (d + 2), (len(g), *space, full[-1]))
 
 
 def conv_dw(x: Array, g: Array, spec: ConvSpec, taps: tuple[int, ...]) -> Sums:
@@ -141,12 +178,9 @@ def conv_dw(x: Array, g: Array, spec: ConvSpec, taps: tuple[int, ...]) -> Sums:
     if _grouped(x.shape[-1] // spec.groups, spec):
         pairs = zip(_split(x, spec), _split(g, spec), strict=True)
         return _join(conv_dw(a, b, _one_group(spec), taps) for a, b in pairs)
-    if _columned(spec):
-        return column_conv_dw(x, g, spec, taps)
-    dense = spec.groups == 1 and len(taps) == 2 and set(spec.strides) == {1} and g.size > 0
-    if not dense or len(g) * g.shape[2] > MAX_CONTRACTION or not _covers(x, g, spec, taps):
+    if spec.groups > 1 or not g.size:
         return tap_conv_dw(x, g, spec, taps)
-    return _library_dw(x, g, spec)
+    return column_conv_dw(x, g, spec, taps, CACHED if cpu_kernels() else sys.maxsize)
 
 
 def _columned(spec: ConvSpec) -> bool:
@@ -157,10 +191,6 @@ def _columned(spec: ConvSpec) -> bool:
 # --- library form --------------------------------------------------------------------------------
 
 
-def _wide(x: Array, w: Array) -> bool:
-    return x.ndim == 4 and max(w.shape[-2:]) > NARROW
-
-
 def _library(
     x: Array,
     w: Array,
@@ -168,7 +198,12 @@ def _library(
     padding: tuple[tuple[int, int], ...],
     dilation: tuple[int, ...],
 ) -> Array:
-    return lax.conv_general_dilated(
+    """Narrow kernels get features of zeros: theirs is the smallest array to widen."""
+    features = w.shape[-1]
+    if _narrow(w):
+        widening = [(0, 0, 0)] * (w.ndim - 1) + [(0, WIDENED - features, 0)]
+        w = keep(lax.pad(w, jnp.zeros((), w.dtype), widening))
+    out = lax.conv_general_dilated(
         row_major(x),
         row_major(w),
         strides,
@@ -177,35 +212,11 @@ def _library(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         preferred_element_type=jnp.int32,
     )
+    return out[..., :features]
 
 
-def _covers(x: Array, g: Array, spec: ConvSpec, taps: tuple[int, ...]) -> bool:
-    """Whether the gradient, used as a kernel, fits the input and leaves just the taps."""
-    rows = zip(x.shape[1:-1], g.shape[1:-1], taps, spec.padding, spec.dilation, strict=True)
-    return all(o <= n and min(p) >= 0 and n + sum(p) - o == (k - 1) * d for n, o, k, p, d in rows)
-
-
-def _library_dw(x: Array, g: Array, spec: ConvSpec) -> Sums:
-    """Convolutions with the batch as channels and some rows of the gradient as kernel, summed.
-
-    XLA reads the whole kernel again for every few output rows, so it should stay in cache. Rows
-    are what int32 splits too, for a cut through a batch on several devices would move half of it.
-    """
-    columns, kernel = channels_to_front(x), keep(g.transpose(1, 2, 0, 3))
-    (before, after), across = spec.padding
-    columns = padded(columns, ((before, after), (0, 0)))
-    reach = columns.shape[1] - len(kernel)
-
-    def product(start: int, stop: int) -> Array:
-        rows = keep(columns[:, start : stop + reach])
-        return _library(rows, keep(kernel[start:stop]), spec.dilation, ((0, 0), across), (1, 1))
-
-    def part(s: slice) -> Array:
-        cuts = spans(s.stop - s.start, max(1, CACHED // math.prod(kernel.shape[1:])))
-        out = total_of(product(s.start + cut.start, s.start + cut.stop) for cut in cuts)
-        return out.transpose(1, 2, 0, 3)
-
-    return tuple(map(part, spans(len(kernel), MAX_CONTRACTION // math.prod(kernel.shape[1:3]))))
+def _narrow(w: Array) -> bool:
+    return max(w.shape[-2:]) <= NARROW
 
 
 # --- groups: several channels each, so every group is a convolution of its own -------------------
