@@ -8,6 +8,8 @@ rounding and that of all layers after it::
     python -m experiments fidelity --config resnet
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
@@ -109,13 +111,12 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
             state, score = step(state, *_batch(config, images, i))
             watch(i + 1, f"loss {float(score['loss']):.3f}")
     later = [_batch(config, images, config.steps + i) for i in range(config.batches)]
-    exact = [_gradients(None, state, *batch) for batch in later]
+    gradients = _gradients(None, state)
+    exact = [gradients(*batch) for batch in later]
     found = {}
     for name, tx in POLICIES.items():
-        pairs = [
-            _cosines(_gradients(tx, state, *batch), g)
-            for batch, g in zip(later, exact, strict=True)
-        ]
+        gradients = _gradients(tx, state)
+        pairs = [_cosines(gradients(*batch), g) for batch, g in zip(later, exact, strict=True)]
         found[name] = _policy({path: mean(pair[path] for pair in pairs) for path in pairs[0]})
     return Results(found, float(score["loss"]))
 
@@ -127,8 +128,8 @@ def _batch(config: Config, images: data.Split, number: int) -> tuple[np.ndarray,
     return next(batch for i, batch in enumerate(batches) if i == place)
 
 
-def _gradients(tx: Transform | None, state: Any, images: Any, labels: Any) -> Any:
-    """Of the parameters, in training mode, through a transform or without one."""
+def _gradients(tx: Transform | None, state: Any) -> Callable[[Any, Any], Any]:
+    """``(images, labels) -> gradients`` in training mode, through a transform or without one."""
     kept = {"batch_stats": state.batch_stats} if hasattr(state, "batch_stats") else {}
     training: dict[str, Any] = {"mutable": list(kept)} if kept else {}
 
@@ -143,7 +144,7 @@ def _gradients(tx: Transform | None, state: Any, images: Any, labels: Any) -> An
         out = forward(params, images)
         return train.cross_entropy(out[0] if kept else out, labels)
 
-    return jax.jit(jax.grad(loss))(state.params, images, labels)
+    return functools.partial(jax.jit(jax.grad(loss)), state.params)
 
 
 def _cosines(found: Any, exact: Any) -> dict[str, float]:

@@ -10,7 +10,7 @@ from experiments import plots
 from experiments.errors import UserError
 from experiments.progress import Follow
 from experiments.results import Record, once, plain, write
-from experiments.summary import interval, summary
+from experiments.summary import interval, summary, task
 
 __all__ = ["run", "written"]
 
@@ -52,18 +52,13 @@ def written(records: Sequence[Record], out: Path) -> dict[str, Any]:
     """Writes ``summary.json`` and figures (svg) of a grid into a folder; returns the summary."""
     found = plain(summary(records))
     write(out / "summary.json", found)
-    for task in found:
-        ours = [r for r in records if _task(r) == task]
-        folder = out / "figures" / task.replace(" ", "_")
+    for name in found:
+        ours = [r for r in records if task(r) == name]
+        folder = out / "figures" / name.replace(" ", "_")
         folder.mkdir(parents=True, exist_ok=True)
-        for name, svg in _figures(ours, [arm["arm"] for arm in found[task]]):
-            (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
+        for figure, svg in _figures(ours, [arm["arm"] for arm in found[name]]):
+            (folder / f"{figure}.svg").write_text(svg, encoding="utf-8")
     return found
-
-
-def _task(record: Record) -> str:
-    config = record["config"]
-    return f"{config.get('model', 'adaptation')} on {config['dataset']}"
 
 
 def _figures(records: Sequence[Record], order: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from experiments.results import Record
 
-__all__ = ["Arm", "Difference", "difference", "interval", "summary"]
+__all__ = ["Arm", "Difference", "difference", "interval", "summary", "task"]
 
 # Quantiles 0.95 of Student's t by degrees of freedom; beyond these, the normal one.
 _T95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833)
@@ -55,14 +55,20 @@ def summary(records: Sequence[Record]) -> dict[str, list[Arm]]:
     tasks: dict[str, dict[Group, dict[int, Record]]] = {}
     for record in records:
         config = record["config"]
-        task = f"{config.get('model', 'adaptation')} on {config['dataset']}"
         rest = tuple(v for k, v in sorted(config.items()) if k not in ("policy", "norm", "seed"))
         group = (config["policy"], config.get("norm", 0), rest)
-        tasks.setdefault(task, {}).setdefault(group, {})[config["seed"]] = record
+        tasks.setdefault(task(record), {}).setdefault(group, {})[config["seed"]] = record
     return {
-        task: sorted((_arm(group, groups) for group in groups), key=lambda arm: -arm.accuracy)
-        for task, groups in tasks.items()
+        name: sorted((_arm(group, groups) for group in groups), key=lambda arm: -arm.accuracy)
+        for name, groups in tasks.items()
     }
+
+
+def task(record: Record) -> str:
+    """What a run learns, from how much: runs of one task can be compared."""
+    config = record["config"]
+    name = f"{config.get('model', 'adaptation')} on {config['dataset']}"
+    return f"{name} {config['limit']}x{config['epochs']}" if "limit" in config else name
 
 
 def _arm(group: Group, groups: Mapping[Group, Mapping[int, Record]]) -> Arm:
