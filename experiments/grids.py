@@ -49,9 +49,15 @@ def _numbered(follow: Follow, number: str, name: str, steps: int) -> Any:
 
 
 def written(records: Sequence[Record], out: Path) -> dict[str, Any]:
-    """Writes ``summary.json`` and figures (svg) of a grid into a folder; returns the summary."""
+    """Writes ``summary.json`` and figures (svg) of a grid into a folder; returns the arms by task.
+
+    The file also says which commands made the runs, and where.
+    """
     found = plain(summary(records))
-    write(out / "summary.json", found)
+    commands = sorted({r["command"] for r in records if "command" in r})
+    environments = [r["environment"] for r in records if "environment" in r]
+    where = {key: environments[-1][key] for key in ("jax", "cpu", "cores")} if environments else {}
+    write(out / "summary.json", {"commands": commands, "environment": where, "tasks": found})
     for name in found:
         ours = [r for r in records if task(r) == name]
         folder = out / "figures" / name.replace(" ", "_")
