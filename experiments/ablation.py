@@ -15,8 +15,8 @@ the `released` scheme as a simulation (`experiments.compat`), and the rivals (`e
 Sizes are small, so that all grids fit two hours of two cores: `mnist` has 5,000 images for five
 epochs and 2,000 to test with; `gap`, which asks how far int8 is from float32, has 20,000 for three
 and all 10,000 to test SimpleCnn on MNIST, and for Fashion-MNIST and the CIFAR-10 subset three
-epochs of 8,000 (VGG6 at half its width) or 5,000 (ResNet-20), and 5,000 to test. Such figures compare arms, they are nobody's
-accuracy on a full set. `exploratory` has one seed.
+epochs of 8,000 (VGG6 at half its width) or 5,000 (ResNet-20), and 5,000 to test. Such figures
+compare arms, they are nobody's accuracy on a full set. `exploratory` has one seed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
