@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tinyjax.numerics.conv_taps import ConvSpec, Space, padded, views
+from tinyjax.numerics.conv_taps import ConvSpec, Space, dx_padding, padded, views
 from tinyjax.numerics.integer_ops import MAX_CONTRACTION, Sums, dot, spans
 from tinyjax.numerics.layout import keep, row_major
 
-__all__ = ["column_conv", "column_conv_dw", "column_conv_dx", "dx_padding"]
+__all__ = ["column_conv", "column_conv_dw", "column_conv_dx"]
 
 Array = jax.Array
 
@@ -81,17 +81,6 @@ def column_conv_dw(x: Array, g: Array, spec: ConvSpec, taps: Space, cached: int)
     # Laid out before it is turned, or XLA turns the product around instead.
     turned = (row_major(p).T for each in parts for p in each)
     return tuple(p.reshape(*taps, c, features) for p in turned)
-
-
-def dx_padding(
-    taps: Space, spec: ConvSpec, space: Space, out: Space
-) -> tuple[tuple[int, int], ...]:
-    """Around the output gradient, spread by the strides: what its dense convolution needs."""
-    reach = [(k - 1) * d for k, d in zip(taps, spec.dilation, strict=True)]
-    before = [r - p[0] for r, p in zip(reach, spec.padding, strict=True)]
-    rows = zip(space, out, spec.strides, before, reach, strict=True)
-    after = [n + r - ((o - 1) * s + 1) - b for n, o, s, b, r in rows]
-    return tuple(zip(before, after, strict=True))
 
 
 def _columns(x: Array, spec: ConvSpec, taps: Space, out: Space) -> Array:

@@ -18,10 +18,20 @@ from jax import lax
 from tinyjax.numerics.integer_ops import MAX_CONTRACTION, Sums, dot, spans
 from tinyjax.numerics.layout import channels_to_front, keep, row_major
 
-__all__ = ["ConvSpec", "padded", "tap_conv", "tap_conv_dw", "tap_conv_dx", "total_of", "views"]
+__all__ = [
+    "ConvSpec",
+    "dx_padding",
+    "padded",
+    "tap_conv",
+    "tap_conv_dw",
+    "tap_conv_dx",
+    "total_of",
+    "views",
+]
 
 Array = jax.Array
 Space = tuple[int, ...]
+Pads = tuple[tuple[int, int], ...]
 
 
 class ConvSpec(NamedTuple):
@@ -63,20 +73,28 @@ def tap_conv(x: Array, w: Array, spec: ConvSpec) -> Sums:
 
 
 def tap_conv_dx(g: Array, w: Array, spec: ConvSpec, space: Space) -> Sums:
-    """:func:`integer_conv.conv_dx`, tap by tap, each spread to where it came from."""
+    """:func:`integer_conv.conv_dx`, tap by tap: a dense convolution of the padded gradient.
+
+    To put each tap's product back where its pixels came from would be as many products, but a
+    padding for each, and in a fused pad every value that is read is behind a branch.
+    """
     taps, groups = w.shape[:-2], spec.groups
-    features = w.shape[-1] // groups
-    # [features, taps, groups * c]: the kernel transposed, group by group
-    kernels = w.reshape(-1, w.shape[-2], groups, features).transpose(3, 0, 2, 1)
-    kernels = kernels.reshape(features, -1, groups * w.shape[-2])
-    places = [_place(tap, g.shape[1:-1], space, spec) for tap in _indices(taps)]
-    return tuple(
-        total_of(
-            padded(_mix(c, k, groups), place, spec.strides)
-            for k, place in zip(ks, places, strict=True)
-        )
-        for c, ks in _channel_spans(g, kernels, groups, len(places))
-    )
+    g = padded(g, dx_padding(taps, spec, space, g.shape[1:-1]), spec.strides)
+    # [*taps, features, groups * c]: flipped, and transposed group by group
+    kernel = lax.rev(w, range(len(taps))).reshape(*taps, w.shape[-2], groups, -1)
+    kernel = jnp.moveaxis(kernel, -1, -3).swapaxes(-1, -2)
+    kernel = kernel.reshape(*taps, w.shape[-1] // groups, -1)
+    ones, none = (1,) * len(taps), ((0, 0),) * len(taps)
+    return tap_conv(g, kernel, ConvSpec(ones, none, spec.dilation, groups))
+
+
+def dx_padding(taps: Space, spec: ConvSpec, space: Space, out: Space) -> Pads:
+    """Around the output gradient, spread by the strides: what its dense convolution needs."""
+    reach = [(k - 1) * d for k, d in zip(taps, spec.dilation, strict=True)]
+    before = [r - p[0] for r, p in zip(reach, spec.padding, strict=True)]
+    rows = zip(space, out, spec.strides, before, reach, strict=True)
+    after = [n + r - ((o - 1) * s + 1) - b for n, o, s, b, r in rows]
+    return tuple(zip(before, after, strict=True))
 
 
 def tap_conv_dw(x: Array, g: Array, spec: ConvSpec, taps: Space) -> Sums:
@@ -123,7 +141,7 @@ def views(x: Array, spec: ConvSpec, taps: Space, out: Space) -> Iterator[Array]:
         yield lax.slice(x, (0, *start, 0), (x.shape[0], *stop, x.shape[-1]), (1, *spec.strides, 1))
 
 
-def padded(x: Array, padding: tuple[tuple[int, int], ...], strides: Space | None = None) -> Array:
+def padded(x: Array, padding: Pads, strides: Space | None = None) -> Array:
     """Zeros around the space axes (negative crops) and, given strides, between pixels."""
     between = [s - 1 for s in strides or (1,) * len(padding)]
     config = [(*p, i) for p, i in zip(padding, between, strict=True)]
@@ -132,13 +150,6 @@ def padded(x: Array, padding: tuple[tuple[int, int], ...], strides: Space | None
     out = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *config, (0, 0, 0)])
     # Materialised, since XLA would fold zeros between pixels into a dilation it is slow on.
     return row_major(keep(out)) if x.dtype == jnp.int8 else out
-
-
-def _place(tap: Space, out: Space, space: Space, spec: ConvSpec) -> tuple[tuple[int, int], ...]:
-    """Padding that puts the output pixels of one tap back where the input pixels were."""
-    starts = [t * d - p[0] for t, d, p in zip(tap, spec.dilation, spec.padding, strict=True)]
-    rows = zip(starts, space, out, spec.strides, strict=True)
-    return tuple((b, n - b - (o - 1) * s - 1) for b, n, o, s in rows)
 
 
 def _channel_spans(

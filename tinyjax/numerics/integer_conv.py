@@ -21,14 +21,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tinyjax.numerics.conv_columns import (
-    column_conv,
-    column_conv_dw,
-    column_conv_dx,
-    dx_padding,
-)
+from tinyjax.numerics.conv_columns import column_conv, column_conv_dw, column_conv_dx
 from tinyjax.numerics.conv_taps import (
     ConvSpec,
+    dx_padding,
     padded,
     tap_conv,
     tap_conv_dw,
@@ -107,12 +103,12 @@ def conv_dx(g: Array, w: Array, spec: ConvSpec, space: tuple[int, ...]) -> Sums:
     if _grouped(w.shape[-2], spec):
         pairs = zip(_split(g, spec), _split(w, spec), strict=True)
         return _join(conv_dx(a, b, _one_group(spec), space) for a, b in pairs)
-    short = spec.groups == 1 and math.prod(taps) * w.shape[-1] <= MAX_CONTRACTION
+    short = math.prod(taps) * w.shape[-1] // spec.groups <= MAX_CONTRACTION
     if short and max(spec.strides) > 1 and max(spec.dilation) == 1:
         return (_by_phases(g, w, spec, space),)
     if _columned(spec):
         return column_conv_dx(g, w, spec, space)
-    if not short or g.ndim != 4:
+    if spec.groups > 1 or not short or g.ndim != 4:
         return tap_conv_dx(g, w, spec, space)
     if _narrow(w) and g.shape[-1] <= FEW:
         return column_conv_dx(g, w, spec, space)
@@ -137,22 +133,22 @@ def _by_phases(g: Array, w: Array, spec: ConvSpec, space: tuple[int, ...]) -> Ar
     """
     axes = tuple(zip(w.shape[:-2], spec.strides, spec.padding, strict=True))
     extent = tuple(-(-n // s) for n, s in zip(space, spec.strides, strict=True))
+    n, c, d = len(g), w.shape[-2] * spec.groups, len(axes)
 
     def phase(remainders: tuple[int, ...]) -> Array:
         starts = [r + p for r, (_, _, (p, _)) in zip(remainders, axes, strict=True)]
         sub = w[tuple(slice(b % s, k, s) for b, (k, s, _) in zip(starts, axes, strict=True))]
         if not sub.size:
-            return jnp.zeros((len(g), *extent, w.shape[-2]), jnp.int32)
+            return jnp.zeros((n, *extent, c), jnp.int32)
         before = tuple((b // s, 0) for b, (_, s, _) in zip(starts, axes, strict=True))
         dense = spec._replace(strides=(1,) * len(axes), padding=before)
         return conv_dx(g, sub, dense, extent)[0]
 
     phases = [phase(r) for r in itertools.product(*map(range, spec.strides))]
     out = jnp.stack(phases).reshape(*spec.strides, *phases[0].shape)
-    d = len(axes)
     order = (d, *(a for i in range(d) for a in (d + 1 + i, i)), 2 * d + 1)
-    full = (len(g), *(m * s for m, s in zip(extent, spec.strides, strict=True)), w.shape[-2])
-    return lax.slice(out.transpose(order).reshape(full), (0,) * (d + 2), (len(g), *space, full[-1]))
+    full = tuple(m * s for m, s in zip(extent, spec.strides, strict=True))
+    return lax.slice(out.transpose(order).reshape(n, *full, c), (0,) * (d + 2), (n, *space, c))
 
 
 def conv_dw(x: Array, g: Array, spec: ConvSpec, taps: tuple[int, ...]) -> Sums:
