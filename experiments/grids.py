@@ -71,11 +71,10 @@ def _figures(records: Sequence[Record], order: Sequence[str]) -> Iterator[tuple[
     arms: dict[str, list[Record]] = {arm: [] for arm in order}
     for record in records:
         arms[_arm(record)].append(record)
-    accuracies = {
-        arm: [100 * r["metrics"]["test_accuracy"] for r in runs] for arm, runs in arms.items()
-    }
-    means = {arm: interval(values) for arm, values in accuracies.items()}
-    yield "accuracy", plots.intervals(accuracies, means, "test accuracy, %, with 90 % intervals")
+    accuracy = lambda run: 100 * run["metrics"]["test_accuracy"]
+    throughput = lambda run: 1e3 * run["config"]["batch"] / run["metrics"]["step_ms"]
+    yield "accuracy", _spread(arms, accuracy, "test accuracy, %, with 90 % intervals")
+    yield "throughput", _spread(arms, throughput, "images per second, with 90 % intervals")
     shown = [arm for arm in _CONVERGING if arm in arms] or list(arms)
     yield "convergence", plots.curves({arm: {"": _test(arms[arm])} for arm in shown}, percent=True)
     errors = {arm: _errors(arms[arm]) for arm in order if "float32" not in arm}
@@ -86,6 +85,14 @@ def _figures(records: Sequence[Record], order: Sequence[str]) -> Iterator[tuple[
     for number, group in enumerate(groups.values()):
         yield f"error_by_layer_{number}", plots.by_layer(group, "relative error of the output")
     yield from _distributions(records)
+
+
+def _spread(
+    arms: Mapping[str, Sequence[Record]], value: Callable[[Record], float], label: str
+) -> str:
+    """A value of each run, arm by arm."""
+    values = {arm: [value(run) for run in runs] for arm, runs in arms.items()}
+    return plots.intervals(values, {arm: interval(found) for arm, found in values.items()}, label)
 
 
 def _arm(record: Record) -> str:

@@ -46,6 +46,9 @@ _ARMS = {
 }
 
 
+_SERIES = ("#2563eb", "#ea580c", "#16a34a", "#9333ea", "#0891b2", "#be123c")  # without an arm
+
+
 def _color(arm: str) -> str:
     """The colour of an arm, the same in every plot; grey for one without."""
     return {**_ARMS, **COLORS}.get(arm.removesuffix(" bn"), "#475569")
@@ -169,22 +172,29 @@ def intervals(
 
 
 def by_layer(arms: Mapping[str, Mapping[str, float]], label: str) -> str:
-    """A value per layer, a marker for each arm, on a logarithmic scale: ``<svg>``.
+    """A value per arm and layer on a logarithmic scale: ``<svg>``.
+
+    Whichever are more have the rows, and the others a colour each.
 
     Args:
       arms: ``{arm: {layer: value}}``, all with the same layers; what is not above 0 has no mark.
       label: of the values.
     """
+    layers = list(next(iter(arms.values())))
+    series = {layer: {arm: values[layer] for arm, values in arms.items()} for layer in layers}
+    colors = {layer: _SERIES[i % len(_SERIES)] for i, layer in enumerate(layers)}
+    if len(arms) <= len(layers):
+        series, colors = dict(arms), {arm: _color(arm) for arm in arms}
+    rows = list(next(iter(series.values())))
     with imported("matplotlib").rc_context(_STYLE):
-        layers = list(next(iter(arms.values())))
-        axes = _axes(width=max(4.6, 2 + 0.4 * len(layers)), height=3.2)
-        for arm, values in arms.items():
-            shift = np.arange(len(layers)) + 0.12 * (list(arms).index(arm) - (len(arms) - 1) / 2)
-            axes.plot(shift, [values[name] for name in layers], "o", color=_color(arm), label=arm)
-        axes.set_yscale("log")
-        axes.set_xticks(range(len(layers)), layers, rotation=30, ha="right")
-        axes.grid(axis="x", visible=False)
-        axes.set_ylabel(label)
+        axes = _axes(width=6.4, height=0.8 + 0.24 * len(rows))
+        for name, values in series.items():
+            found = [values[row] for row in rows]
+            axes.plot(found, range(len(rows)), "o", color=colors[name], label=name, alpha=0.8)
+        axes.set_xscale("log")
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel(label)
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         return _svg(axes.figure)
 

@@ -226,7 +226,7 @@ def test_a_grid_continues_and_draws(tmp_path):
     found = grids.written(records, tmp_path)
     assert found == results.read(tmp_path / "summary.json")["tasks"]
     figures = {path.stem for path in tmp_path.rglob("*.svg")}
-    assert figures == {"accuracy", "convergence"}
+    assert figures == {"accuracy", "convergence", "throughput"}
     with pytest.raises(UserError, match="no runs"):
         grids.run(one, [], tmp_path, None)
 
