@@ -15,8 +15,8 @@ the `released` scheme as a simulation (`experiments.compat`), and the rivals (`e
 Sizes are small, so that all grids fit two hours of two cores: `mnist` has 5,000 images for five
 epochs and 2,000 to test with; `gap`, which asks how far int8 is from float32, has 20,000 for three
 and all 10,000 to test SimpleCnn on MNIST, and for Fashion-MNIST and the CIFAR-10 subset three
-epochs of 8,000 (VGG6 at half its width) or 5,000 (ResNet-20), and 5,000 to test. Such figures
-compare arms, they are nobody's accuracy on a full set. `exploratory` has one seed.
+epochs of 8,000 (VGG6 at half its width) or two of 5,000 (ResNet-20), and 5,000 to test. Such
+figures compare arms, they are nobody's accuracy on a full set. `exploratory` has one seed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -130,8 +130,8 @@ def _mnist() -> Iterator[Config]:
 
 def _gap() -> Iterator[Config]:
     tasks = [("simple_cnn", "mnist", dict(epochs=3, limit=20000, tests=10000))]
-    for model, limit in (("vgg6_half", 8000), ("resnet20", 5000)):
-        sizes = dict(epochs=3, limit=limit, tests=5000)
+    for model, epochs, limit in (("vgg6_half", 3, 8000), ("resnet20", 2, 5000)):
+        sizes = dict(epochs=epochs, limit=limit, tests=5000)
         tasks += [(model, dataset, sizes) for dataset in ("fashion_mnist", "cifar10")]
     for model, dataset, sizes in tasks:
         for seed in range(3):
