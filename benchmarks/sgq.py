@@ -9,15 +9,17 @@ the first is not counted. Speeds are of float32 data, ``8.4 MB / median seconds`
 Cases:
 
 ``sgq_packed``
-    ``tinyjax.sgq``: 4-bit codes, groups of 16 channels, grouped by range in every call.
+    ``tinyjax.sgq``: 4-bit codes, one step for all features.
+``groups_packed``
+    ``tinyjax.stripe_groups``: 4-bit codes, groups of 16 channels, grouped by range in every call.
 ``int8``, ``int4``
     One scale for the whole tensor, through the same code.
 ``int4_zstd``
     INT4's frame through zstandard at level 1, compression and checksum included in the speed: a
     strong simple rival. Codes packed by pairs of channels instead of rows make it a seventh
     smaller still.
-``sgq_zstd``
-    SGQ's frame through the same.
+``sgq_zstd``, ``groups_zstd``
+    The other frames through the same.
 ``memcpy``
     A plain copy, the speed of memory.
 
@@ -29,8 +31,11 @@ Metrics of a row:
     Signal to noise of the decoded features; a copy has none.
 ``encode_gbps``, ``decode_gbps``
     Between features and code arrays; between features and compressed bytes for ``*_zstd``.
+``encode_gradient_gbps``, ``encode_closed_gbps``
+    Of ``sgq_packed``, with the features in place of a gradient: at the solved step, and at that of
+    the closed form.
 ``encode_fixed_gbps``
-    Of ``sgq_packed``: with a grouping that was found before.
+    Of ``groups_packed``: with a grouping that was found before.
 ``frame_gbps``, ``unframe_gbps``
     Of ``sgq_packed``: ``wire.pack`` and ``wire.unpack``, of float32 data likewise.
 ``rounds``
@@ -44,16 +49,26 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import data, measure, train
 from experiments.carriers import compress, decompress, snr_db, uniform
 from experiments.models import SmallCnn
-from tinyjax import numerics, sgq, wire
+from tinyjax import numerics, sgq, stripe_groups, wire
 
 __all__ = ["CASES", "features", "run"]
 
-CASES = ("sgq_packed", "int8", "int4", "int4_zstd", "sgq_zstd", "memcpy")
+CASES = (
+    "sgq_packed",
+    "groups_packed",
+    "int8",
+    "int4",
+    "int4_zstd",
+    "sgq_zstd",
+    "groups_zstd",
+    "memcpy",
+)
 
 _SAMPLES, _TRAINED_ON, _BATCH = 128, 2000, 50
 _LAYER = "Conv_1"
@@ -96,7 +111,12 @@ def features(shrink: int = 1) -> jax.Array:
 def _measured(rounds: int, shrink: int) -> dict[str, dict[str, float]]:
     """The metrics of every case."""
     x = features(shrink)
-    codecs = {"sgq_packed": sgq(), "int8": uniform(8), "int4": uniform(4)}
+    codecs = {
+        "sgq_packed": sgq(),
+        "groups_packed": sgq(quantizer=stripe_groups()),
+        "int8": uniform(8),
+        "int4": uniform(4),
+    }
     calls: dict[str, Callable[[], Any]] = {}
     rows: dict[str, dict[str, float]] = {}
     for name, codec in codecs.items():
@@ -127,12 +147,16 @@ def _measured(rounds: int, shrink: int) -> dict[str, dict[str, float]]:
 
 def _sgq_only(x: jax.Array) -> dict[str, Callable[[], Any]]:
     """The calls that only SGQ has."""
-    found = sgq().encode(x)
-    calibrated = jax.jit(sgq(grouping=numerics.fixed(found.ids)).encode)
+    found: Any = stripe_groups()(x)
+    calibrated = jax.jit(stripe_groups(grouping=numerics.fixed(found.ids)))
     code = jax.device_get(jax.jit(sgq().encode)(x))
-    frame = wire.pack(code)
+    frame, seed = wire.pack(code), jnp.uint32(0)
+    solved = jax.jit(sgq().encode_gradient)
+    closed = jax.jit(sgq(gradient_step=numerics.bounded_step).encode_gradient)
     return {
-        "sgq_packed encode_fixed": lambda: calibrated(x),
+        "sgq_packed encode_gradient": lambda: solved(x, seed, code),
+        "sgq_packed encode_closed": lambda: closed(x, seed, code),
+        "groups_packed encode_fixed": lambda: calibrated(x),
         "sgq_packed frame": lambda: wire.pack(code),
         "sgq_packed unframe": lambda: jax.tree.leaves(wire.unpack(frame)),
     }

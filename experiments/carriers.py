@@ -23,7 +23,7 @@ from tinyjax import (
     rewrite,
     send,
     sgq_decode,
-    sgq_encode,
+    stripe_groups,
     wire,
 )
 
@@ -60,43 +60,46 @@ class Crossing(NamedTuple):
     gradient_error: float  # relative error of the gradient that arrives
 
 
-Carrier = Callable[[Array], Carried]
+Carrier = Callable[[Array, Array], tuple[Carried, Carried]]
 
 
 def uniform(bits: int) -> Codec:
     """One scale and zero point for a whole tensor, in both directions, rounded to nearest."""
 
-    def encode(x: Array, seed: Array | None = None) -> Any:
-        del seed
+    def encode(x: Array, *seed_and_code: Any) -> Any:
+        del seed_and_code
         c = x.shape[-1]
-        one_group = numerics.fixed(np.zeros(c, np.int32))
-        return sgq_encode(x.reshape(1, -1, c), group_size=c, bits=bits, grouping=one_group)
+        one_group = stripe_groups(group_size=c, bits=bits, grouping=numerics.in_order)
+        return one_group(x.reshape(1, -1, c))
 
     return Codec(encode, sgq_decode, encode, sgq_decode)
 
 
-def carriers(codec: Codec) -> tuple[Carrier, Carrier]:
-    """How features, and how gradients, are carried by a codec, all the way through bytes."""
-    gradient = lambda g: codec.encode_gradient(g, jnp.uint32(0))
-    return (
-        _carrier(codec.encode, codec.decode),
-        _carrier(gradient, codec.decode_gradient),
-    )
+def carriers(codec: Codec) -> Carrier:
+    """How features and their gradient are carried by a codec, all the way through bytes."""
+    encode, decode = jax.jit(codec.encode), jax.jit(codec.decode)
+    encode_gradient = jax.jit(codec.encode_gradient)
+    decode_gradient = jax.jit(codec.decode_gradient)
 
-
-def _carrier(encode: Callable[[Array], Any], decode: Callable[[Any], Array]) -> Carrier:
-    encode, decode = jax.jit(encode), jax.jit(decode)
-
-    def carry(x: Array) -> Carried:
-        frame = wire.pack(encode(x))
-        decoded = np.asarray(decode(wire.unpack(frame))).reshape(x.shape)
-        return Carried(len(frame), len(compress(frame)), decoded)
+    def carry(features: Array, gradient: Array) -> tuple[Carried, Carried]:
+        code = encode(features)
+        up = wire.pack(code)
+        down = wire.pack(encode_gradient(gradient, jnp.uint32(0), code), code)
+        arrived: Any = wire.unpack(up)
+        return (
+            _carried(up, decode(arrived), features),
+            _carried(down, decode_gradient(wire.unpack(down, arrived)), gradient),
+        )
 
     return carry
 
 
+def _carried(frame: bytes, decoded: Array, sent: Array) -> Carried:
+    return Carried(len(frame), len(compress(frame)), np.asarray(decoded).reshape(sent.shape))
+
+
 def crossings(
-    ways: Mapping[str, tuple[Carrier, Carrier]], sent: Iterable[tuple[Array, Array]]
+    ways: Mapping[str, Carrier], sent: Iterable[tuple[Array, Array]]
 ) -> dict[str, Crossing]:
     """What steps send on average, in every way, as frames and compressed.
 
@@ -106,8 +109,8 @@ def crossings(
     """
     found: dict[str, list[Crossing]] = {}
     for features, gradient in sent:
-        for name, (carry_up, carry_down) in ways.items():
-            up, down = carry_up(features), carry_down(gradient)
+        for name, carry in ways.items():
+            up, down = carry(features, gradient)
             quality = snr_db(up.decoded, features), relative_error(down.decoded, gradient)
             plain = Crossing(up.size, down.size, *quality)
             short = Crossing(up.compressed, down.compressed, *quality)

@@ -1,9 +1,10 @@
 """SGQ: a network cut in two that learns across the cut in few bits, against the same in float32.
 
 The device has the layers up to a pooled post-ReLU map, the server those after it. Features go up
-in 4-bit codes with a scale per sample and group of channels, gradients come down in unbiased int8
-codes. Both arms run the *same* stock train step of `experiments.train`; the SGQ arm lifts it with
-``at(cut, send(sgq(...)))`` and edits neither the step nor the model::
+in 4-bit codes with one step for all of them, or with a scale per sample and group of channels;
+gradients come down in unbiased int8 codes. Both arms run the *same* stock train step of
+`experiments.train`; the SGQ arm lifts it with ``at(cut, send(sgq(...)))`` and edits neither the
+step nor the model::
 
     python -m experiments sgq
 
@@ -26,7 +27,6 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from experiments import data, octo, train
 from experiments.carriers import Crossing, at_cut, carriers, crossings, snr_db, uniform
@@ -38,16 +38,20 @@ from tinyjax import (
     at,
     attach,
     detach,
+    global_step,
     numerics,
     rewrite,
     send,
     sgq,
+    sgq_decode,
+    stripe_groups,
 )
 
 __all__ = [
     "CONFIGS",
     "CUTS",
     "PUBLISHED",
+    "QUANTIZERS",
     "Arm",
     "Config",
     "Results",
@@ -60,8 +64,15 @@ PUBLISHED = {"traffic_ratio": 15.97, "images_per_second_ratio": 9.22}
 
 CUTS = {"small_cnn": "Conv_3", "vgg6": "Conv_2"}  # the first site after the cut: a pooled map
 
+QUANTIZERS = ("step", "groups")
+
 _MEASURED = 8  # batches whose crossing is measured
-_GROUPINGS = {"range": numerics.by_range, "cosine": numerics.by_cosine}
+_GROUPINGS = {
+    "by range": numerics.by_range,
+    "by cosine": numerics.by_cosine,
+    "in order": numerics.in_order,
+    "at random": numerics.at_random(0),
+}
 
 
 def _float32(config: "Config") -> octo.Config:
@@ -79,7 +90,15 @@ def _float32(config: "Config") -> octo.Config:
 
 
 def _codec(config: "Config") -> Any:
-    return sgq(group_size=config.group_size, bits=config.bits, error=config.error)
+    return sgq(quantizer=_quantizer(config), error=config.error)
+
+
+def _quantizer(config: "Config") -> Any:
+    bits, exact = config.bits, config.exact
+    return {
+        "step": global_step(bits=bits, exact=exact),
+        "groups": stripe_groups(group_size=config.group_size, bits=bits, exact=exact),
+    }[config.quantizer]
 
 
 @dataclass(frozen=True)
@@ -88,8 +107,10 @@ class Config:
 
     model: str = "small_cnn"  # a key of CUTS
     dataset: str = "fashion_mnist_sample"  # one of data.NAMES
-    group_size: int = 16  # channels that share a scale
+    quantizer: str = "step"  # one of QUANTIZERS: one step for all, or scales of groups
+    group_size: int = 16  # channels that share a scale in groups
     bits: int = 4  # of a feature: 2, 4 or 8
+    exact: bool = False  # code 0 is 0.0 only, and gradients come down only for the others
     error: float = 0.3  # of a gradient, relative, at most: above 0, up to 1
     epochs: int = 8
     batch: int = 50
@@ -100,6 +121,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.model not in CUTS:
             raise UserError(f"model={self.model!r} has no cut: choose one of {', '.join(CUTS)}")
+        if self.quantizer not in QUANTIZERS:
+            raise UserError(f"quantizer={self.quantizer!r}: choose one of {', '.join(QUANTIZERS)}")
         _float32(self)
         try:
             _codec(self)
@@ -110,6 +133,8 @@ class Config:
 CONFIGS: dict[str, Config] = {
     "sample": Config(),
     "full": Config(dataset="fashion_mnist", epochs=3, batch=100),
+    "groups": Config(quantizer="groups"),
+    "masked": Config(exact=True),
 }
 
 
@@ -134,7 +159,7 @@ class Results(NamedTuple):
     sgq: Arm
     crossings: dict[str, Crossing]  # of the trained SGQ arm, by way of carrying
     crossings_at_start: dict[str, Crossing]  # of its first parameters
-    features_db: dict[str, float]  # signal to noise of the SGQ features, by grouping
+    features_db: dict[str, float]  # signal to noise of the features, by quantizer and grouping
     features: int  # elements that cross per step, each way
     parameters: int
     train_images: int
@@ -170,7 +195,7 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
         sgq=Arm(history, history[-1].test_accuracy, as_trained, step_ms),
         crossings=measured(trained.params),
         crossings_at_start=measured(arm.state.params),
-        features_db=_by_grouping(config, features),
+        features_db=_by_quantizer(config, features),
         features=features.size,
         parameters=single.parameters,
         train_images=single.train_images,
@@ -245,14 +270,17 @@ def _measure(
     return measured
 
 
-def _by_grouping(config: Config, features: jax.Array) -> dict[str, float]:
-    """Signal to noise of SGQ's features, by how their channels are grouped."""
-    in_order = numerics.fixed(jnp.arange(features.shape[-1]) // config.group_size)
-    codecs = {
-        name: sgq(group_size=config.group_size, bits=config.bits, grouping=how)
-        for name, how in {**_GROUPINGS, "in order": in_order}.items()
-    }
+def _by_quantizer(config: Config, features: jax.Array) -> dict[str, float]:
+    """Signal to noise of SGQ's features: with one step, and with groups however they are made."""
+    quantizers = {"one step": global_step(bits=config.bits)}
+    if features.shape[-1] % config.group_size == 0:
+        quantizers |= {
+            f"groups {name}": stripe_groups(
+                group_size=config.group_size, bits=config.bits, grouping=how
+            )
+            for name, how in _GROUPINGS.items()
+        }
     return {
-        name: snr_db(codec.decode(jax.jit(codec.encode)(features)), features)
-        for name, codec in codecs.items()
+        name: snr_db(sgq_decode(jax.jit(quantizer)(features)), features)
+        for name, quantizer in quantizers.items()
     }

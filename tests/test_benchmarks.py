@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import cases, gpu, int8, peers, readme
+from benchmarks import cases, gpu, int8, peers, readme, sgq
 from benchmarks.__main__ import main
 from experiments import models, networks, train
 
@@ -181,12 +181,14 @@ def test_sgq_has_a_row_for_every_case(tmp_path):
     file = tmp_path / "sgq.json"
     assert main(["sgq", "--quick", "--json", str(file)]) == 0
     rows = {row["case"]: row for row in json.loads(file.read_text())["rows"]}
-    assert set(rows) == {"sgq_packed", "int8", "int4", "int4_zstd", "sgq_zstd", "memcpy"}
+    assert set(rows) == set(sgq.CASES)
     for row in rows.values():
         assert row.keys() >= {"ratio_f32", "encode_gbps", "decode_gbps"}
     assert 7.9 < rows["sgq_packed"]["ratio_f32"] < 8
+    assert 7.9 < rows["groups_packed"]["ratio_f32"] < 8
     assert 3.9 < rows["int8"]["ratio_f32"] < 4
-    assert rows["int4"]["snr_db"] < rows["sgq_packed"]["snr_db"] < rows["int8"]["snr_db"]
+    assert rows["int4"]["snr_db"] < rows["groups_packed"]["snr_db"] < rows["int8"]["snr_db"]
+    assert 17 < rows["sgq_packed"]["snr_db"] < rows["int8"]["snr_db"]
     assert rows["int4_zstd"]["ratio_f32"] > rows["int4"]["ratio_f32"]
 
 

@@ -56,7 +56,8 @@ MAY_IMPORT = {
         "residuals",
         "scaling",
     },
-    "wire": {"codes"},
+    "frames": {"codes"},
+    "wire": {"codes", "frames"},
 }
 # The one reference that points up: (layer, where in it, layer referred to).
 PERMITTED_UPWARD = {("base", "Transform.__call__", "step")}

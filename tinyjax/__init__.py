@@ -16,7 +16,7 @@ from tinyjax.base import (
     Transform,
 )
 from tinyjax.calibration import calibrate
-from tinyjax.codes import SGQCode, SGQGradient
+from tinyjax.codes import GroupCode, SGQGradient, StepCode
 from tinyjax.combine import at, chain, identity, where
 from tinyjax.counting import count_macs
 from tinyjax.gates import exact, static, threshold
@@ -27,6 +27,7 @@ from tinyjax.step import attach, detach, over_step
 from tinyjax.transforms import (
     bias,
     compensate,
+    global_step,
     int8_qat,
     link,
     pass_skip,
@@ -37,6 +38,7 @@ from tinyjax.transforms import (
     sgq_encode,
     shifted,
     spatial,
+    stripe_groups,
     zero_point,
 )
 from tinyjax.transforms.pass_skip import SkipState
@@ -47,15 +49,16 @@ __all__ = [
     "BlockTransform",
     "Codec",
     "Epilogue",
+    "GroupCode",
     "Op",
     "Pattern",
     "Rewritten",
-    "SGQCode",
     "SGQGradient",
     "Scaling",
     "Site",
     "Sited",
     "SkipState",
+    "StepCode",
     "TrainStep",
     "Transform",
     "at",
@@ -70,6 +73,7 @@ __all__ = [
     "detach",
     "exact",
     "frozen",
+    "global_step",
     "identity",
     "int8_qat",
     "link",
@@ -89,6 +93,7 @@ __all__ = [
     "sites",
     "spatial",
     "static",
+    "stripe_groups",
     "threshold",
     "transforms",
     "where",

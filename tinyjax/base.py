@@ -237,12 +237,13 @@ class Codec(NamedTuple):
     Attributes:
       encode: ``encode(x) -> code``.
       decode: ``decode(code) -> x``, approximately; shape and dtype as they were.
-      encode_gradient: ``encode_gradient(g, seed) -> code``, with a uint32 seed for random rounding.
+      encode_gradient: ``encode_gradient(g, seed, code) -> code``, with a uint32 seed for random
+        rounding and the code of the features whose gradient ``g`` is, which both sides have.
       decode_gradient: ``decode_gradient(code) -> g``, likewise.
 
     Example:
       >>> import jax.numpy as jnp, tinyjax
-      >>> half = lambda x, *seed: x.astype(jnp.bfloat16)
+      >>> half = lambda x, *seed_and_code: x.astype(jnp.bfloat16)
       >>> whole = lambda code: code.astype(jnp.float32)
       >>> codec = tinyjax.Codec(half, whole, half, whole)
       >>> codec.decode(codec.encode(jnp.float32(1.001))).item()
@@ -251,7 +252,7 @@ class Codec(NamedTuple):
 
     encode: Callable[[Array], Any]
     decode: Callable[[Any], Array]
-    encode_gradient: Callable[[Array, Array], Any]
+    encode_gradient: Callable[[Array, Array, Any], Any]
     decode_gradient: Callable[[Any], Array]
 
 

@@ -8,7 +8,7 @@ import jax
 
 from tinyjax.base import Array
 
-__all__ = ["DTYPES", "MAX_GROUPS", "SGQCode", "SGQGradient"]
+__all__ = ["DTYPES", "MAX_GROUPS", "FeatureCode", "GroupCode", "SGQGradient", "StepCode"]
 
 DTYPES = ("float32", "float16", "bfloat16")  # of what is encoded
 MAX_GROUPS = 256  # an id is a byte
@@ -16,8 +16,40 @@ MAX_GROUPS = 256  # an id is a byte
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class SGQCode:
-    """Features as they cross the cut; a pytree of arrays with static metadata.
+class StepCode:
+    """Features as they cross the cut, with one step for all: see ``tinyjax.global_step``.
+
+    Attributes:
+      packed: uint8 ``[ceil(rows * bits / 8), c]``, a row being a place in a sample: the codes.
+      scale: uint16 scalar, bits of a bfloat16: the step; NaN where the features are.
+      zero_point: uint8 scalar: the code of 0.0.
+      centroids: uint16 ``[2**bits]``, bits of float16: what each code stands for, in steps.
+      shape: of the features, static.
+      bits: of a code, static.
+      dtype: name of the features' dtype, static.
+      exact: whether only 0.0 has the code of 0.0, static.
+
+    Example:
+      >>> import jax.numpy as jnp, tinyjax
+      >>> code = tinyjax.sgq_encode(jnp.ones((2, 4, 4, 8)))
+      >>> code.packed.shape, code.centroids.shape, code.shape
+      ((16, 8), (16,), (2, 4, 4, 8))
+    """
+
+    packed: Array
+    scale: Array
+    zero_point: Array
+    centroids: Array
+    shape: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))
+    bits: int = dataclasses.field(metadata=dict(static=True))
+    dtype: str = dataclasses.field(metadata=dict(static=True))
+    exact: bool = dataclasses.field(metadata=dict(static=True))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GroupCode:
+    """Features with a scale per sample and group of channels: see ``tinyjax.stripe_groups``.
 
     Attributes:
       packed: uint8 ``[ceil(rows * bits / 8), c]``, a row being a place in a sample: the codes.
@@ -27,10 +59,11 @@ class SGQCode:
       shape: of the features, static.
       bits: of a code, static.
       dtype: name of the features' dtype, static.
+      exact: whether only 0.0 has the code of 0.0, static.
 
     Example:
       >>> import jax.numpy as jnp, tinyjax
-      >>> code = tinyjax.sgq_encode(jnp.ones((2, 4, 4, 8)), group_size=4)
+      >>> code = tinyjax.stripe_groups(group_size=4)(jnp.ones((2, 4, 4, 8)))
       >>> code.packed.shape, code.scale.shape, code.shape
       ((16, 8), (2, 2), (2, 4, 4, 8))
     """
@@ -42,6 +75,10 @@ class SGQCode:
     shape: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))
     bits: int = dataclasses.field(metadata=dict(static=True))
     dtype: str = dataclasses.field(metadata=dict(static=True))
+    exact: bool = dataclasses.field(metadata=dict(static=True))
+
+
+FeatureCode = StepCode | GroupCode
 
 
 @jax.tree_util.register_dataclass
@@ -50,17 +87,20 @@ class SGQGradient:
     """A gradient as it crosses the cut, the other way.
 
     Attributes:
-      codes: int8, of the gradient's shape.
+      codes: int8, of the gradient's shape; 0 wherever it is masked.
       step: float32 scalar; NaN or Inf if the gradient has one.
       dtype: name of the gradient's dtype, static.
+      masked: whether only the places of non-zero features are sent, static.
 
     Example:
       >>> import jax.numpy as jnp, tinyjax
-      >>> code = tinyjax.sgq().encode_gradient(jnp.array([0.0, 2.0]), jnp.uint32(0))
-      >>> code.codes.dtype.name, int(code.codes[0])
-      ('int8', 0)
+      >>> codec, x = tinyjax.sgq(), jnp.array([[0.0, 1.0]])
+      >>> code = codec.encode_gradient(jnp.array([[0.0, 2.0]]), jnp.uint32(0), codec.encode(x))
+      >>> code.codes.dtype.name, int(code.codes[0, 0]), code.masked
+      ('int8', 0, False)
     """
 
     codes: Array
     step: Array
     dtype: str = dataclasses.field(metadata=dict(static=True))
+    masked: bool = dataclasses.field(metadata=dict(static=True))

@@ -2,213 +2,188 @@
 
 A frame, all numbers little-endian::
 
-    "SGQR"  version u8  kind u8  bits u8  dtype u8  axes u8  0 u8  groups u16
+    header  "SGQR"  version u8 = 2  kind u8  stage u8  flags u8  bits u8  dtype u8  axes u8  0 u8
+            state u32  groups u16  0 u16  length u32
     shape   u32 of each axis
-    body    features: scale u16 [n, groups], zero point u8 [n, groups], ids u8 [c], packed codes u8
-            gradient: step f32, codes i8
+    body    as long as the header says
     CRC-32  u32 of all before it
 
-Every code has exactly one frame. The length that the header asks for must be the length that is
-there before anything is allocated, and the arrays of the result are views of the bytes, so that
-reading takes no more memory than a few times the frame. Nothing is unpickled or decompressed. The
-checksum finds damage, not forgery.
+The body is, by kind::
 
-The format is this project's own, since the paper's was not at hand.
+    0  features, one step   scale u16, centroids u16 [2^bits], zero point u8, packed codes u8
+    1  features, groups     scale u16 [n, groups], zero point u8 [n, groups], ids u8 [c], packed u8
+    2  gradient             step f32, codes i8
+       with the mask flag   step f32, CRC-32 u32 of the mask, codes i8 where the mask is set
+
+Stages other than 0 (as it is) and states other than 0 (none) are reserved, and refused until there
+are some. Every code has exactly one frame. The length that the header asks for must be the length
+that is there before anything is allocated, and the arrays of the result are views of the bytes (a
+masked gradient's are as large as the features that the reader has itself), so that reading takes
+no more memory than a few times the frame. Nothing is unpickled or decompressed. The checksum finds
+damage, not forgery.
+
+The format is this project's own, since the paper's was not at hand; ``docs/wire.md`` says all
+that a second implementation needs.
 """
 
 from __future__ import annotations
 
 import math
-import struct
 import zlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from tinyjax.codes import DTYPES, MAX_GROUPS, SGQCode, SGQGradient
+from tinyjax.codes import DTYPES, FeatureCode, GroupCode, SGQGradient, StepCode
+from tinyjax.frames import (
+    CHECKSUM,
+    GRADIENT,
+    GROUPS,
+    STEP,
+    Head,
+    damage,
+    demand,
+    read,
+    refusal,
+    written,
+)
 
 __all__ = ["pack", "unpack"]
 
-_HEAD = struct.Struct("<4sBBBBBBH")
-_CHECKSUM = struct.Struct("<I")
-_MAGIC, _VERSION = b"SGQR", 1
-_FEATURES, _GRADIENT = 0, 1
-_MAX_AXES = 8
-_NAN, _LEAST, _MOST = 0x7FC0, 0x0080, 0x7E80  # scales: NaN, or from 2**-126 to below 2**126
+_KINDS = {StepCode: STEP, GroupCode: GROUPS, SGQGradient: GRADIENT}
 
 
-class _Head(NamedTuple):
-    """What the header says; trusted only after `_refusal` has seen it."""
-
-    kind: int
-    bits: int
-    dtype: int  # a place in DTYPES
-    groups: int  # 0 for a gradient
-    shape: tuple[int, ...]
-
-    @property
-    def fields(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """The arrays of the body: dtype and shape of each, in order."""
-        if self.kind == _GRADIENT:
-            return {"step": ("<f4", ()), "codes": ("i1", self.shape)}
-        n, *_, c = self.shape
-        height = -(-math.prod(self.shape[:-1]) * self.bits // 8)
-        return {
-            "scale": ("<u2", (n, self.groups)),
-            "zero_point": ("u1", (n, self.groups)),
-            "ids": ("u1", (c,)),
-            "packed": ("u1", (height, c)),
-        }
-
-
-def pack(code: SGQCode | SGQGradient) -> bytes:
+def pack(code: FeatureCode | SGQGradient, features: FeatureCode | None = None) -> bytes:
     """The frame of a code.
 
     Args:
       code: of features or a gradient, with concrete arrays.
+      features: the code of the features that a masked gradient belongs to; only that needs it.
 
     Returns:
       Bytes for :func:`unpack`.
 
     Raises:
       ValueError: if it is no such code, or its arrays do not fit its metadata, as those of a code
-        from inside ``vmap`` do not.
+        from inside ``vmap`` do not; if a masked gradient is given without its features.
 
     Example:
       >>> import jax.numpy as jnp, tinyjax
-      >>> code = tinyjax.sgq_encode(jnp.ones((2, 4, 4, 8)), group_size=4)
+      >>> code = tinyjax.sgq_encode(jnp.ones((2, 4, 4, 8)))
       >>> len(tinyjax.wire.pack(code)), 4 * 2 * 4 * 4 * 8
-      (180, 1024)
+      (207, 1024)
     """
+    if type(code) not in _KINDS or code.dtype not in DTYPES:
+        raise ValueError(f"pack was given {type(code).__name__}: give it a code of tinyjax.sgq")
     head = _head_of(code)
-    if problem := _refusal(head):
+    if problem := refusal(head):
         raise ValueError(f"this code has no frame, {problem}: pack what an encoder returned")
-    values = {name: np.asarray(getattr(code, name)) for name in head.fields}
-    for name, (dtype, shape) in head.fields.items():
+    values = {name: np.asarray(getattr(code, name)) for name in head.fields if name != "mask"}
+    whole = head._replace(flagged=head.flagged and head.kind != GRADIENT)
+    for name, (dtype, shape) in whole.fields.items():
         found = values[name]
         if (found.dtype, found.shape) != (np.dtype(dtype).newbyteorder("="), shape):
             raise ValueError(
                 f"{name} of this code is {found.dtype} {list(found.shape)} where its metadata "
                 f"says {np.dtype(dtype).name} {list(shape)}: pack each code of a vmap by itself"
             )
-    if problem := _damage(head, values):
+    if head != whole:
+        mask = _mask(features, head)
+        if values["codes"][~mask].any():
+            raise ValueError(
+                "this gradient is not 0 where its features are: pack it with the very features "
+                "whose code its encoder was given"
+            )
+        values |= {"mask": np.asarray(_checksum(mask)), "codes": values["codes"][mask]}
+        head = head._replace(length=8 + values["codes"].size)
+    else:
+        head = head._replace(length=head.size)
+    if problem := damage(head, values) or ("" if head.length < 2**32 else "since it is too long"):
         raise ValueError(f"this code has no frame, {problem}: pack what an encoder returned")
     body = [values[name].astype(dtype).tobytes() for name, (dtype, _) in head.fields.items()]
-    data = b"".join([_written(head), *body])
-    return data + _CHECKSUM.pack(zlib.crc32(data))
+    data = b"".join([written(head), *body])
+    return data + CHECKSUM.pack(zlib.crc32(data))
 
 
-def unpack(data: bytes) -> SGQCode | SGQGradient:
+def unpack(data: bytes, features: FeatureCode | None = None) -> FeatureCode | SGQGradient:
     """The code of a frame, bit for bit.
 
     Args:
       data: from :func:`pack`, or from anywhere.
+      features: the code of the features that a gradient belongs to, which a masked one is read
+        with; others do not need it.
 
     Returns:
-      The code; its arrays are read-only NumPy views of ``data``.
+      The code; its arrays are read-only NumPy views of ``data``, but for a masked gradient's.
 
     Raises:
-      ValueError: for every byte string that :func:`pack` does not write.
+      ValueError: for every byte string that :func:`pack` does not write; for a masked gradient
+        without its features or with others.
 
     Example:
       >>> import jax.numpy as jnp, tinyjax
-      >>> frame = tinyjax.wire.pack(tinyjax.sgq_encode(15 * jnp.ones((1, 2)), group_size=2))
+      >>> frame = tinyjax.wire.pack(tinyjax.sgq_encode(15 * jnp.ones((1, 2))))
       >>> tinyjax.sgq_decode(tinyjax.wire.unpack(frame)).tolist()
       [[15.0, 15.0]]
       >>> tinyjax.wire.unpack(frame[:-1])
       Traceback (most recent call last):
       ...
-      ValueError: these 30 bytes are no SGQ frame, ...: have the code packed and sent again
+      ValueError: these 72 bytes are no SGQ frame, ...: have the code packed and sent again
     """
     if not isinstance(data, bytes):
         raise ValueError(f"unpack was given {type(data).__name__}: give it the bytes of a frame")
-    head = _read(data)
+    head = read(data)
     values: dict[str, Any] = {}
-    start = _HEAD.size + 4 * len(head.shape)
+    start = len(data) - CHECKSUM.size - head.length
     for name, (dtype, shape) in head.fields.items():
         flat = np.frombuffer(data, dtype, math.prod(shape), start)
         start += flat.nbytes
         values[name] = flat.astype(flat.dtype.newbyteorder("="), copy=False).reshape(shape)
-    _demand(data, _damage(head, values))
-    if head.kind == _GRADIENT:
-        return SGQGradient(**values, dtype=DTYPES[head.dtype])
-    return SGQCode(**values, shape=head.shape, bits=head.bits, dtype=DTYPES[head.dtype])
+    demand(data, damage(head, values))
+    dtype = DTYPES[head.dtype]
+    if head.kind == GRADIENT:
+        if head.flagged:
+            mask, known = _mask(features, head), values.pop("mask")
+            same = known == _checksum(mask) and values["codes"].size == np.count_nonzero(mask)
+            demand(data, "" if same else "or not of these features")
+            whole = np.zeros(head.shape, np.int8)
+            whole[mask] = values["codes"]
+            values["codes"] = whole
+        return SGQGradient(**values, dtype=dtype, masked=head.flagged)
+    kind = StepCode if head.kind == STEP else GroupCode
+    return kind(**values, shape=head.shape, bits=head.bits, dtype=dtype, exact=head.flagged)
 
 
-def _head_of(code: Any) -> _Head:
-    if not isinstance(code, SGQCode | SGQGradient) or code.dtype not in DTYPES:
-        raise ValueError(f"pack was given {type(code).__name__}: give it a code of tinyjax.sgq")
+def _head_of(code: FeatureCode | SGQGradient) -> Head:
+    """The header of a code, but for the length."""
     dtype = DTYPES.index(code.dtype)
     if isinstance(code, SGQGradient):
-        return _Head(_GRADIENT, 8, dtype, 0, tuple(np.shape(code.codes)))
-    return _Head(_FEATURES, code.bits, dtype, np.shape(code.scale)[-1], tuple(code.shape))
+        shape = tuple(np.shape(code.codes))
+        return Head(GRADIENT, bool(code.masked), 8, dtype, 0, 8, shape)
+    groups = np.shape(code.scale)[-1] if isinstance(code, GroupCode) else 0
+    kind = _KINDS[type(code)]
+    return Head(kind, bool(code.exact), code.bits, dtype, groups, 0, tuple(code.shape))
 
 
-def _written(head: _Head) -> bytes:
-    kind, bits, dtype, groups, shape = head
-    first = _HEAD.pack(_MAGIC, _VERSION, kind, bits, dtype, len(shape), 0, groups)
-    return first + struct.pack(f"<{len(shape)}I", *shape)
-
-
-def _read(data: bytes) -> _Head:
-    """The header of a frame of which header, length and checksum are right."""
-    _demand(data, "too short for a header" if len(data) < _HEAD.size else "")
-    magic, version, kind, bits, dtype, axes, zero, groups = _HEAD.unpack_from(data)
-    start = _HEAD.size + 4 * axes
-    known = (magic, version, zero) == (_MAGIC, _VERSION, 0) and axes <= _MAX_AXES
-    _demand(data, "" if known else "unknown to this version")
-    _demand(data, "too short for its shape" if len(data) < start else "")
-    shape = struct.unpack_from(f"<{axes}I", data, _HEAD.size)
-    head = _Head(kind, bits, dtype, groups, shape)
-    _demand(data, _refusal(head))
-    sizes = (np.dtype(d).itemsize * math.prod(shape) for d, shape in head.fields.values())
-    length = start + sum(sizes) + _CHECKSUM.size
-    _demand(data, "" if length == len(data) else f"whose header asks for {length}")
-    end = len(data) - _CHECKSUM.size
-    right = _CHECKSUM.unpack_from(data, end) == (zlib.crc32(memoryview(data)[:end]),)
-    _demand(data, "" if right else "whose checksum is another")
-    return head
-
-
-def _refusal(head: _Head) -> str:
-    """What is wrong with a header, if anything."""
-    kind, bits, dtype, groups, shape = head
-    if dtype >= len(DTYPES) or len(shape) > _MAX_AXES or not all(0 < s < 2**32 for s in shape):
-        return "since its dtype or shape is none"
-    if kind == _GRADIENT:
-        return "" if (bits, groups) == (8, 0) else "since a gradient has 8 bits and no groups"
-    if kind != _FEATURES or bits not in (2, 4, 8) or len(shape) < 2:
-        return "since its kind, bits or axes are none"
-    balanced = 0 < groups <= MAX_GROUPS and shape[-1] % groups == 0
-    return "" if balanced else "since its groups are not equal"
-
-
-def _damage(head: _Head, values: dict[str, np.ndarray]) -> str:
-    """What is wrong with a body of the right size, if anything."""
-    if head.kind == _GRADIENT:
-        if (values["codes"] == -128).any():
-            return "since it has a code -128"
-        return "" if not values["step"] <= 0 else "since its step is not positive"
-    scale, zero_point, packed = values["scale"], values["zero_point"], values["packed"]
-    if not (((scale >= _LEAST) & (scale < _MOST)) | (scale == _NAN)).all():
-        return "since a scale is out of range"
-    if (zero_point > 2**head.bits - 1).any():
-        return "since a zero point is no code"
-    count = np.bincount(values["ids"], minlength=head.groups)
-    if len(count) != head.groups or (count != head.shape[-1] // head.groups).any():
-        return "since its groups are not equal"
-    rows, height = math.prod(head.shape[:-1]), len(packed)
-    for i in range(8 // head.bits):  # the places of rows that are not there
-        beyond = packed[min(max(rows - i * height, 0), height) :]
-        if ((beyond >> (i * head.bits)) & (2**head.bits - 1)).any():
-            return "since its padding is not zero"
-    return ""
-
-
-def _demand(data: bytes, problem: str) -> None:
-    """Refuses bytes that have a problem."""
-    if problem:
+def _mask(features: FeatureCode | None, head: Head) -> np.ndarray:
+    """Where the gradient of some features is sent: bool, of their shape."""
+    if not isinstance(features, FeatureCode) or not features.exact or features.shape != head.shape:
         raise ValueError(
-            f"these {len(data)} bytes are no SGQ frame, {problem}: have the code packed and sent "
-            "again"
+            f"a masked gradient of shape {list(head.shape)} was given no exact features of that "
+            "shape: give pack and unpack the code of its features too"
         )
+    rows = math.prod(head.shape[:-1])
+    packed, zero_point = np.asarray(features.packed), np.asarray(features.zero_point)
+    codes = np.empty((8 // features.bits, *packed.shape), np.uint8)
+    for i, part in enumerate(codes):
+        np.right_shift(packed, np.uint8(i * features.bits), out=part)
+        part &= np.uint8(2**features.bits - 1)
+    n, *_, c = head.shape
+    if isinstance(features, GroupCode):
+        zero_point = zero_point[:, np.asarray(features.ids)][:, None]
+    return (codes.reshape(-1, c)[:rows].reshape(n, -1, c) != zero_point).reshape(head.shape)
+
+
+def _checksum(mask: np.ndarray) -> np.uint32:
+    """The CRC-32 of a mask, eight places to a byte from the lowest bit on."""
+    return np.uint32(zlib.crc32(np.packbits(mask, bitorder="little").tobytes()))

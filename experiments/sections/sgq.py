@@ -166,7 +166,7 @@ def _claims(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     error = 100 * sqrt(accuracy * (1 - accuracy) / tested)
     both = _ratio(metrics, "sgq", "up", "down")
     shorter, rival = (_ratio(metrics, name, "up", "down") for name in ("sgq + zstd", "int4 + zstd"))
-    groupings = ", ".join(f"{name} {db:.1f} dB" for name, db in metrics["features_db"].items())
+    quantizers = ", ".join(f"{name} {db:.1f} dB" for name, db in metrics["features_db"].items())
     ways = metrics["crossings"]
     traffic, speed = PUBLISHED["traffic_ratio"], PUBLISHED["images_per_second_ratio"]
     claims = (
@@ -189,7 +189,8 @@ def _claims(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         "INT4 was not trained with.",
         f"<b>“{speed}× images per second”: not shown.</b> It depends on a network's bandwidth and "
         "a device's speed, and neither is here.",
-        f"What the grouping of channels is worth on these features: {groupings}.",
+        f"What the quantizers keep of these features, in {config['bits']} bits: {quantizers}. They "
+        "differ in what a coder makes of their codes, too.",
     )
     return "".join(f"<li>{claim}</li>" for claim in claims)
 

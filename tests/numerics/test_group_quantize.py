@@ -38,6 +38,16 @@ def test_groupings_equal_the_oracle(rng, grouping, c, size):
         np.testing.assert_array_equal(numerics.fixed(want)(jnp.asarray(x), size), want)
 
 
+def test_groups_in_order_and_at_random_are_balanced():
+    x = jnp.ones((2, 12))
+    np.testing.assert_array_equal(numerics.in_order(x, 4), np.repeat([0, 1, 2], 4))
+    first, again, other = (np.asarray(numerics.at_random(s)(x, 4)) for s in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    for ids in (first, other):
+        assert np.bincount(ids).tolist() == [4, 4, 4]
+
+
 @pytest.mark.parametrize("grouping", [numerics.by_range, numerics.by_cosine])
 @pytest.mark.parametrize("fill", [0.0, 1.0, np.nan, np.inf])
 def test_groups_are_balanced_whatever_is_in_them(rng, grouping, fill):
@@ -66,18 +76,18 @@ ALONE = np.arange(5)  # a group per channel
 
 
 @functools.lru_cache
-def compiled(bits):
+def compiled(bits, exact):
     """Compiled once for all examples of a property."""
-    return jax.jit(lambda x: numerics.group_quantize(x, jnp.asarray(ALONE), 5, bits))
+    return jax.jit(lambda x: numerics.group_quantize(x, jnp.asarray(ALONE), 5, bits, exact=exact))
 
 
 @given(
     hnp.arrays(np.float32, (2, 3, 5), elements=st.floats(-(2.0**125), 2.0**125, width=32)),
-    st.sampled_from((2, 4, 8)),
+    st.sampled_from(((2, False), (2, True), (4, False), (4, True), (8, False))),
 )
-def test_group_codes_equal_the_oracle_and_err_by_a_step_at_most(x, bits):
-    want = oracle.group_quantize(x, ALONE, 5, bits)
-    q, scale, zero_point = compiled(bits)(jnp.asarray(x))
+def test_group_codes_equal_the_oracle_and_err_by_a_step_at_most(x, how):
+    want = oracle.group_quantize(x, ALONE, 5, *how)
+    q, scale, zero_point = compiled(*how)(jnp.asarray(x))
     np.testing.assert_array_equal(scale, oracle.bits_of(want[1]))
     np.testing.assert_array_equal(zero_point, want[2])
     np.testing.assert_array_equal(q, want[0])
@@ -85,6 +95,9 @@ def test_group_codes_equal_the_oracle_and_err_by_a_step_at_most(x, bits):
     np.testing.assert_array_equal(back, oracle.group_dequantize(*want, ALONE))
     assert (np.abs(back.astype(np.float64) - x) <= want[1][:, None].astype(np.float64)).all()
     assert (back[x == 0] == 0).all()
+    if how[1]:
+        zero = np.asarray(zero_point)[:, None]
+        np.testing.assert_array_equal(q == zero, np.abs(x) < 2.0**-126)
 
 
 def test_not_a_number_stays_in_its_group_and_sample(rng):

@@ -47,8 +47,12 @@ def round_up(value):
     return F32(np.ceil(np.float64(value) / unit) * unit)
 
 
-def group_quantize(x, ids, groups, bits):
-    """Codes [n, m, c], scales (as float32) and zero points [n, groups] of x [n, m, c]."""
+def group_quantize(x, ids, groups, bits, exact=False):
+    """Codes [n, m, c], scales (as float32) and zero points [n, groups] of x [n, m, c].
+
+    If exact, there is a code on each side of that of 0 on which there is anything, and what is
+    rounded to 0 but is none takes it.
+    """
     levels = 2**bits - 1
     q = np.zeros(x.shape, np.int64)
     scales = np.zeros((len(x), groups), F32)
@@ -61,7 +65,12 @@ def group_quantize(x, ids, groups, bits):
             step = round_up(max(step, F32(2.0**-126)))
             inverse = F32(1) / step
             zero_point = min(int(np.rint(F32(below * inverse))), levels)
-            codes = np.rint((part * inverse).astype(F32)).astype(np.int64) + zero_point
+            codes = np.rint((part * inverse).astype(F32)).astype(np.int64)
+            if exact:
+                zero_point = min(max(zero_point, int(below > 0)), levels - int(above > 0))
+                codes[(codes == 0) & (part >= 2.0**-126)] = 1
+                codes[(codes == 0) & (part <= -(2.0**-126))] = -1
+            codes = codes + zero_point
             q[n][:, ids == group] = np.clip(codes, 0, levels)
             scales[n, group], zero_points[n, group] = step, zero_point
     return q, scales, zero_points

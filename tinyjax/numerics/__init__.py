@@ -4,12 +4,20 @@ from tinyjax.numerics.axes import Axes, column_sums, conv_axes, dot_axes
 from tinyjax.numerics.conv_taps import ConvSpec
 from tinyjax.numerics.forms import Form, conv_form, dot_form
 from tinyjax.numerics.group_quantize import (
+    beside_zero,
     group_dequantize,
     group_quantize,
     upper_half,
     widened,
 )
-from tinyjax.numerics.grouping import by_cosine, by_range, channel_reach, fixed
+from tinyjax.numerics.grouping import (
+    at_random,
+    by_cosine,
+    by_range,
+    channel_reach,
+    fixed,
+    in_order,
+)
 from tinyjax.numerics.integer_conv import conv, conv_dw, conv_dx
 from tinyjax.numerics.integer_ops import (
     MAX_CONTRACTION,
@@ -44,14 +52,19 @@ from tinyjax.numerics.ranges import (
     shrunk,
 )
 from tinyjax.numerics.rounding import fold_key, hash_bits, nearest, seed_of, stochastic
+from tinyjax.numerics.solved_step import expected_error, solved_step
+from tinyjax.numerics.step_quantize import MAX_STEP, step_dequantize, step_quantize, step_values
 
 __all__ = [
     "MAX_CONTRACTION",
+    "MAX_STEP",
     "Axes",
     "ConvSpec",
     "Form",
     "abs_max",
     "affine_range",
+    "at_random",
+    "beside_zero",
     "bounded_step",
     "by_cosine",
     "by_range",
@@ -70,6 +83,7 @@ __all__ = [
     "dot_dw",
     "dot_dx",
     "dot_form",
+    "expected_error",
     "fine",
     "finite_or_nan",
     "fixed",
@@ -78,6 +92,7 @@ __all__ = [
     "group_dequantize",
     "group_quantize",
     "hash_bits",
+    "in_order",
     "keep",
     "late",
     "least_angle",
@@ -95,7 +110,11 @@ __all__ = [
     "row_major",
     "seed_of",
     "shrunk",
+    "solved_step",
     "spread",
+    "step_dequantize",
+    "step_quantize",
+    "step_values",
     "stochastic",
     "symmetric_scale",
     "through_codes",

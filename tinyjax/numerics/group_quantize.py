@@ -17,14 +17,16 @@ from jax import lax
 from tinyjax.numerics.grouping import channel_reach
 from tinyjax.numerics.layout import row_major
 
-__all__ = ["group_dequantize", "group_quantize", "upper_half", "widened"]
+__all__ = ["beside_zero", "group_dequantize", "group_quantize", "upper_half", "widened"]
 
 Array = jax.Array
 
 _NAN = 0x7FC0  # the one way to write NaN in 16 bits
 
 
-def group_quantize(x: Array, ids: Array, groups: int, bits: int) -> tuple[Array, Array, Array]:
+def group_quantize(
+    x: Array, ids: Array, groups: int, bits: int, *, exact: bool = False
+) -> tuple[Array, Array, Array]:
     """Codes of ``x`` with a scale and a zero point per sample and group.
 
     Args:
@@ -32,6 +34,8 @@ def group_quantize(x: Array, ids: Array, groups: int, bits: int) -> tuple[Array,
       ids: int32 ``[c]``, every id below ``groups`` equally often: see :func:`by_range`.
       groups: how many there are; divides ``c``.
       bits: up to 8.
+      exact: whether only 0.0 has the code of 0.0: what is smaller than half a step then has a
+        neighbouring code. Subnormal numbers count as 0.0.
 
     Returns:
       ``(q, scale, zero_point)``: uint8 ``[n, m, c]`` below ``2**bits``; uint16 ``[n, groups]``,
@@ -47,10 +51,11 @@ def group_quantize(x: Array, ids: Array, groups: int, bits: int) -> tuple[Array,
     """
     # Laid out here and below, since XLA would otherwise work them out again for every element.
     below, above = map(row_major, channel_reach(x))
-    scale, zero_point = _scales(below, above, ids, groups, bits)
+    scale, zero_point = _scales(below, above, ids, groups, bits, exact)
     inverse = row_major((jnp.float32(1) / widened(scale))[:, ids])
     offset = row_major(zero_point[:, ids])
-    t = jnp.rint(x * inverse[:, None]).astype(jnp.int32) + offset[:, None]
+    t = jnp.rint(x * inverse[:, None]).astype(jnp.int32)
+    t = (beside_zero(x, t) if exact else t) + offset[:, None]
     q = lax.clamp(jnp.int32(0), t, jnp.int32(2**bits - 1)).astype(jnp.uint8)
     return q, scale, zero_point.astype(jnp.uint8)
 
@@ -108,7 +113,32 @@ def widened(scale: Array) -> Array:
     return lax.bitcast_convert_type(scale.astype(jnp.uint32) << jnp.uint32(16), jnp.float32)
 
 
-def _scales(below: Array, above: Array, ids: Array, groups: int, bits: int) -> tuple[Array, Array]:
+def beside_zero(x: Array, q: Array) -> Array:
+    """Signed codes of which 0 is that of 0.0 alone: 1 or -1 for what else had it.
+
+    Subnormal numbers keep 0, as XLA takes them for 0.0 on some machines.
+
+    Args:
+      x: float32.
+      q: int32 of the same shape.
+
+    Returns:
+      int32 of the same shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> beside_zero(jnp.array([0.0, 0.1, -0.1, 3.0]), jnp.int32([0, 0, 0, 3])).tolist()
+      [0, 1, -1, 3]
+    """
+    bits = lax.bitcast_convert_type(x, jnp.uint32)
+    normal = (bits & jnp.uint32(0x7F800000)) != 0
+    side = jnp.where(bits >> jnp.uint32(31) != 0, jnp.int32(-1), jnp.int32(1))
+    return jnp.where(normal & (q == 0), side, q)
+
+
+def _scales(
+    below: Array, above: Array, ids: Array, groups: int, bits: int, exact: bool
+) -> tuple[Array, Array]:
     """Scale bits uint16 and zero point int32 ``[n, groups]`` from each channel's reach."""
     below, above = (_largest(reach, ids, groups) for reach in (below, above))
     reach, levels = below + above, 2**bits - 1
@@ -117,7 +147,10 @@ def _scales(below: Array, above: Array, ids: Array, groups: int, bits: int) -> t
     step = reach * jnp.float32(1 / levels)
     scale = upper_half(jnp.where(step < jnp.float32(2.0**-126), jnp.float32(2.0**-126), step))
     zero_point = jnp.rint(below * (jnp.float32(1) / widened(scale))).astype(jnp.int32)
-    return scale, lax.clamp(jnp.int32(0), zero_point, jnp.int32(levels))
+    least, most = jnp.int32(0), jnp.int32(levels)
+    if exact:  # a code on each side on which there is anything
+        least, most = (below > 0).astype(jnp.int32), most - (above > 0).astype(jnp.int32)
+    return scale, lax.clamp(least, zero_point, most)
 
 
 def _largest(reach: Array, ids: Array, groups: int) -> Array:

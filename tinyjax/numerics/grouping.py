@@ -18,7 +18,7 @@ from jax import lax
 from tinyjax.numerics.integer_ops import dot_dw, total
 from tinyjax.numerics.quantize import abs_max, quantize, symmetric_scale
 
-__all__ = ["Grouping", "by_cosine", "by_range", "channel_reach", "fixed"]
+__all__ = ["Grouping", "at_random", "by_cosine", "by_range", "channel_reach", "fixed", "in_order"]
 
 Array = jax.Array
 Grouping = Callable[[Array, int], Array]  # (x [n, ..., c], group_size) -> int32 [c]
@@ -154,5 +154,45 @@ def fixed(ids: Sequence[int] | np.ndarray | Array) -> Grouping:
                 f"of {group_size}: calibrate on features of the same shape and group_size"
             )
         return jnp.asarray(known, jnp.int32)
+
+    return grouping
+
+
+def in_order(x: Array, group_size: int) -> Array:
+    """Groups neighbouring channels, whatever is in them.
+
+    Args:
+      x: float ``[n, ..., c]``.
+      group_size: channels in a group; divides ``c``.
+
+    Returns:
+      int32 ``[c]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> in_order(jnp.ones((3, 4)), 2).tolist()
+      [0, 0, 1, 1]
+    """
+    return lax.iota(jnp.int32, x.shape[-1]) // jnp.int32(group_size)
+
+
+def at_random(seed: int) -> Grouping:
+    """Groups channels at random, the same way in every call: what a grouping has to beat.
+
+    Args:
+      seed: an int from 0 up; another seed, other groups.
+
+    Returns:
+      A grouping that looks at nothing but the number of channels.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> sorted(at_random(0)(jnp.ones((3, 4)), 2).tolist())
+      [0, 0, 1, 1]
+    """
+
+    def grouping(x: Array, group_size: int) -> Array:
+        order = np.random.default_rng(seed).permutation(x.shape[-1])
+        return jnp.asarray(order // group_size, jnp.int32)
 
     return grouping

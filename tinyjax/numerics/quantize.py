@@ -189,7 +189,7 @@ def affine_range(x: Array, bits: int = 8) -> tuple[Array, Array]:
     return scale + unknown, jnp.clip(zero_point, -limit, limit).astype(jnp.int32)
 
 
-def bounded_step(g: Array, error: float) -> Array:
+def bounded_step(g: Array, error: float, count: Array | None = None) -> Array:
     """The step at which int8 codes of a tensor, rounded stochastically, err by ``error`` at most.
 
     Rounding ``n`` elements up and down at random with step ``D`` has the expected squared error
@@ -200,6 +200,7 @@ def bounded_step(g: Array, error: float) -> Array:
     Args:
       g: float array.
       error: relative to the norm of ``g``, above 0.
+      count: int32 scalar, how many elements may be other than 0, where it is known; else all.
 
     Returns:
       float32 scalar; NaN or Inf if ``g`` has one. It is a float sum, so its last bits depend on
@@ -217,5 +218,7 @@ def bounded_step(g: Array, error: float) -> Array:
     """
     finest = symmetric_scale(abs_max(g)).reshape(())
     # In units of the finest step, in which no square overflows or vanishes.
-    rms = jnp.sqrt(jnp.mean(jnp.square(g.astype(jnp.float32) * (jnp.float32(1) / finest))))
+    squares = jnp.sum(jnp.square(g.astype(jnp.float32) * (jnp.float32(1) / finest)))
+    n = jnp.int32(g.size) if count is None else jnp.maximum(count, jnp.int32(1))
+    rms = jnp.sqrt(squares / n.astype(jnp.float32))
     return finest * jnp.maximum(jnp.float32(1), jnp.float32(2 * error) * rms)

@@ -4,12 +4,14 @@ from tinyjax.transforms.compensate import bias, compensate, penalty, spatial
 from tinyjax.transforms.int8_qat import int8_qat
 from tinyjax.transforms.link import link, send
 from tinyjax.transforms.pass_skip import pass_skip
+from tinyjax.transforms.quantizers import global_step, stripe_groups
 from tinyjax.transforms.sgq import sgq, sgq_decode, sgq_encode
 from tinyjax.transforms.zero_point import shifted, zero_point
 
 __all__ = [
     "bias",
     "compensate",
+    "global_step",
     "int8_qat",
     "link",
     "pass_skip",
@@ -20,5 +22,6 @@ __all__ = [
     "sgq_encode",
     "shifted",
     "spatial",
+    "stripe_groups",
     "zero_point",
 ]

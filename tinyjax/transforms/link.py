@@ -1,8 +1,9 @@
 """A cut in the network: features cross it encoded, and gradients cross it back encoded.
 
-With ``C`` for encoding and decoding features and ``C'`` for gradients::
+With ``C`` for encoding and decoding features and ``C'`` for gradients, which may depend on what was
+sent before::
 
-    y = C(x)        dx = C'(dy)
+    y = C(x)        dx = C'(dy, C(x))
 
 so encoding is differentiated as the identity, and both ends compute from what would have come
 over a wire. In one process this *is* training split between two machines.
@@ -18,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 
 from tinyjax.base import Array, Codec, Op, Site, Transform, Vars
 from tinyjax.numerics import seed_of
@@ -41,7 +43,7 @@ def link(codec: Codec, x: Array, key: Array | None) -> Array:
 
     Example:
       >>> import jax, jax.numpy as jnp, tinyjax
-      >>> codec = tinyjax.sgq(group_size=2)
+      >>> codec = tinyjax.sgq(quantizer=tinyjax.stripe_groups(group_size=2))
       >>> far = lambda x: tinyjax.link(codec, x, jax.random.key(0))
       >>> far(jnp.array([[0.0, 15.0]])).tolist()
       [[0.0, 15.0]]
@@ -62,13 +64,20 @@ def link(codec: Codec, x: Array, key: Array | None) -> Array:
         del seed
         return codec.decode(codec.encode(x))
 
-    def forward(x: Array, seed: Array) -> tuple[Array, Array]:
-        return across(x, seed), seed
+    def forward(x: Array, seed: Array) -> tuple[Array, Any]:
+        code = codec.encode(lax.stop_gradient(x))
+        return arrived(x, code), (seed, code)
 
     @jax.custom_jvp
-    def back(g: Array, seed: Array) -> Array:
-        return codec.decode_gradient(codec.encode_gradient(g, seed))
+    def arrived(x: Array, code: Any) -> Array:
+        del x  # which its second derivative would be by
+        return codec.decode(code)
 
+    @jax.custom_jvp
+    def back(g: Array, seed: Array, code: Any) -> Array:
+        return codec.decode_gradient(codec.encode_gradient(g, seed, code))
+
+    @arrived.defjvp
     @back.defjvp
     def second(*ignored: Any) -> Any:
         del ignored
@@ -77,7 +86,7 @@ def link(codec: Codec, x: Array, key: Array | None) -> Array:
             "link out of what you differentiate again"
         )
 
-    across.defvjp(forward, lambda seed, g: (back(g, seed), None))
+    across.defvjp(forward, lambda kept, g: (back(g, *kept), None))
     return across(x, seed_of(key))
 
 
@@ -100,7 +109,8 @@ def send(codec: Codec) -> Transform:
 
     Example:
       >>> import jax, jax.numpy as jnp, tinyjax
-      >>> tx = tinyjax.at("b", tinyjax.send(tinyjax.sgq(group_size=2)))
+      >>> codec = tinyjax.sgq(quantizer=tinyjax.stripe_groups(group_size=2))
+      >>> tx = tinyjax.at("b", tinyjax.send(codec))
       >>> split = tinyjax.rewrite(tx, lambda p, x: x @ p["a"] @ p["b"])
       >>> params, x = {"a": jnp.eye(2), "b": jnp.eye(2)}, jnp.array([[0.0, 15.0]])
       >>> split.apply({}, params, x, key=jax.random.key(0))[0].tolist()

@@ -1,0 +1,196 @@
+"""One step for a whole tensor; codes of 2, 4 or 8 bits with a measured value for each code.
+
+The step is a fraction of the root mean square. A value goes to code ``zero_point + sign floor(|x|
+/ step + offset)``, and what lies beyond the codes to the last one. With an offset below 1/2 the
+cell around 0 is wider, as suits values that are the rarer the larger they are; a code then stands
+for the mean of what it took, its *centroid*, and not for the middle of its cell. 0.0 stays 0.0.
+
+Where values are on one side of 0 the zero point is at that end of the codes. Otherwise each side
+gets the codes it reaches, and at least half of them if it reaches as many.
+
+``x / step`` is rounded once, to a 256th; everything after that is in integers, centroids included,
+so that no fused multiply-add and no order of additions can change a code: given the step, NumPy,
+eager and jit agree bit for bit. The step itself is the root of a float sum, rounded up to 8
+significant bits.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from tinyjax.numerics.group_quantize import beside_zero, upper_half, widened
+from tinyjax.numerics.layout import row_major
+
+__all__ = ["MAX_STEP", "step_dequantize", "step_quantize", "step_values"]
+
+Array = jax.Array
+
+MAX_STEP = 8  # root mean squares
+_LEAST = 2.0**-100  # a step: no product with a centroid is subnormal
+_TOO_LARGE = 2.0**112  # a magnitude: no product with a centroid overflows
+_SHIFT = 8
+_UNIT = 1 << _SHIFT  # parts of a step
+_SAMPLE = 1 << 15  # elements that centroids are measured on; their sums fit int32
+_BEYOND = 16  # steps: how far past its cell the centroid of the last code may lie
+
+
+def step_quantize(
+    x: Array, bits: int, *, step: float = 0.5, offset: float = 0.4, exact: bool = False
+) -> tuple[Array, Array, Array, Array]:
+    """Codes of ``x`` with one step, one zero point, and a centroid for each code.
+
+    Args:
+      x: float32 ``[m, c]``, not empty.
+      bits: up to 8.
+      step: in root mean squares of ``x``, above 0 and at most ``MAX_STEP``.
+      offset: added before rounding down, in steps: 0.5 is to nearest.
+      exact: whether only 0.0 has the code of 0.0: what is smaller than half a step then has a
+        neighbouring code. Subnormal numbers count as 0.0.
+
+    Returns:
+      ``(q, scale, zero_point, centroids)``: uint8 ``[m, c]`` below ``2**bits``; uint16 scalar, the
+      step as bits of a bfloat16, from ``2**-100`` up; uint8 scalar; uint16 ``[2**bits]``, bits of
+      float16, in steps. With NaN, Inf or a magnitude of ``2**112`` or more in ``x`` the scale is
+      NaN, and the codes mean nothing. Centroids are of all elements, or of about 32,768 in rows
+      spread over ``x`` if there are more; a code that none of them has stands for its middle.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([[0.0, 1.0, 1.5, 2.0]])
+      >>> q, scale, zero_point, centroids = step_quantize(x, 4, step=0.74)
+      >>> float(widened(scale)), q.tolist(), int(zero_point)
+      (1.0, [[0, 1, 1, 2]], 0)
+      >>> step_values(scale, centroids)[:4].tolist()
+      [0.0, 1.25, 2.0, 3.0]
+    """
+    lift = int(np.rint(offset * _UNIT))
+    below, above, rms = _measured(x)
+    target = jnp.maximum(rms * jnp.float32(step), jnp.float32(_LEAST))
+    scale = upper_half(target)
+    inverse = jnp.float32(1) / widened(scale)
+    zero_point = _placed(below * inverse, above * inverse, below, above, lift, bits, exact)
+    q, _ = _coded(x, inverse, zero_point, lift, bits, exact)
+    some = _sampled(x)
+    centroids = _centroids(*_coded(some, inverse, zero_point, lift, bits, exact), zero_point, bits)
+    return q, scale, zero_point.astype(jnp.uint8), centroids
+
+
+def step_values(scale: Array, centroids: Array) -> Array:
+    """What each code stands for: exact products, so the same on every machine.
+
+    Args:
+      scale: uint16 scalar, the bits of a bfloat16.
+      centroids: uint16 ``[2**bits]``, bits of float16.
+
+    Returns:
+      float32 ``[2**bits]``; NaN where the scale is.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> step_values(jnp.uint16(0x4000), jnp.uint16([0, 0x3C00])).tolist()
+      [0.0, 2.0]
+    """
+    # 11 significant bits times 8.
+    return lax.bitcast_convert_type(centroids, jnp.float16).astype(jnp.float32) * widened(scale)
+
+
+def step_dequantize(q: Array, scale: Array, centroids: Array) -> Array:
+    """The values of codes.
+
+    Args:
+      q: uint8, below ``2**bits``.
+      scale: uint16 scalar, the bits of a bfloat16.
+      centroids: uint16 ``[2**bits]``, bits of float16.
+
+    Returns:
+      float32 of the shape of ``q``; NaN where the scale is.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> step_dequantize(jnp.uint8([[1, 0]]), jnp.uint16(0x4000), jnp.uint16([0, 0x3C00])).tolist()
+      [[2.0, 0.0]]
+    """
+    return step_values(scale, centroids)[q.astype(jnp.int32)]
+
+
+def _measured(x: Array) -> tuple[Array, Array, Array]:
+    """How far ``x`` reaches below and above 0, and its root mean square: NaN if there is none."""
+    # As in abs_max: XLA's maximum passes over NaN, the sum does not.
+    unknown = jnp.sum(jnp.float32(0) * jnp.sum(x, axis=0))
+    below = unknown - jnp.min(jnp.min(x, axis=0), initial=0.0)
+    above = jnp.max(jnp.max(x, axis=0), initial=0.0) + unknown
+    largest = row_major(jnp.maximum(below, above))
+    largest = jnp.where(largest < jnp.float32(_TOO_LARGE), largest, jnp.float32(jnp.nan))
+    # In units of a power of two near the largest, in which no square overflows.
+    unit = jnp.maximum(largest, jnp.float32(_LEAST))
+    power = lax.bitcast_convert_type(unit, jnp.uint32) & jnp.uint32(0x7F800000)
+    unit = lax.bitcast_convert_type(power, jnp.float32)
+    squares = jnp.sum(jnp.sum(jnp.square(x * (jnp.float32(1) / unit)), axis=0))
+    rms = unit * jnp.sqrt(squares * jnp.float32(1 / x.size))
+    return below, above, jnp.where(jnp.isnan(largest), largest, rms)
+
+
+def _placed(
+    low: Array, high: Array, below: Array, above: Array, lift: int, bits: int, exact: bool
+) -> Array:
+    """The zero point, int32, where values reach ``low`` and ``high`` steps to either side."""
+    levels = jnp.int32(2**bits - 1)
+    low, high = (_rounded(_parts(reach), lift) for reach in (low, high))
+    if exact:
+        low = jnp.maximum(low, (below > 0).astype(jnp.int32))
+        high = jnp.maximum(high, (above > 0).astype(jnp.int32))
+    room = jnp.maximum(levels - high, jnp.int32(2 ** (bits - 1)))
+    return lax.clamp(jnp.int32(0), jnp.minimum(low, room), levels)
+
+
+def _coded(
+    x: Array, inverse: Array, zero_point: Array, lift: int, bits: int, exact: bool
+) -> tuple[Array, Array]:
+    """Codes uint8, and the values in parts of a step, int32."""
+    parts = _parts(x * inverse)
+    q = _rounded(parts, lift)
+    q = (beside_zero(x, q) if exact else q) + zero_point
+    q = lax.clamp(jnp.int32(0), q, jnp.int32(2**bits - 1))
+    return q.astype(jnp.uint8), parts
+
+
+def _parts(t: Array) -> Array:
+    """Steps as a whole number of parts: the one rounding."""
+    t = lax.clamp(jnp.float32(-(2.0**14)), t, jnp.float32(2.0**14))
+    return jnp.rint(t * jnp.float32(_UNIT)).astype(jnp.int32)
+
+
+def _rounded(parts: Array, lift: int) -> Array:
+    """``sign floor(|t| + offset)``."""
+    up = jnp.where(parts < 0, jnp.int32(_UNIT - 1 - lift), jnp.int32(lift))
+    return (parts + up) >> jnp.int32(_SHIFT)
+
+
+def _sampled(x: Array) -> Array:
+    """Rows spread over ``x``, all of them if there are few: fixed, and in step with no pattern."""
+    m, c = x.shape
+    count = max(1, min(m, _SAMPLE // c))
+    if count == m:
+        return x[:, :_SAMPLE]
+    place = np.arange(count, dtype=np.int64)
+    start, jitter = place * m // count, (place * 2654435761 >> 7) % (m // count)
+    return x[start + jitter, :_SAMPLE]
+
+
+def _centroids(q: Array, parts: Array, zero_point: Array, bits: int) -> Array:
+    """Means of what each code took, uint16 ``[2**bits]``."""
+    codes = q.reshape(-1).astype(jnp.int32)
+    middle = lax.iota(jnp.int32, 2**bits) - zero_point
+    rest = parts.reshape(-1) - middle[codes] * jnp.int32(_UNIT)
+    rest = lax.clamp(jnp.int32(-_BEYOND * _UNIT), rest, jnp.int32(_BEYOND * _UNIT))
+    none = jnp.zeros(2**bits, jnp.int32)
+    total, count = none.at[codes].add(rest), none.at[codes].add(jnp.int32(1))
+    count = jnp.maximum(count, jnp.int32(1)) * jnp.int32(_UNIT)
+    mean = middle.astype(jnp.float32) + total.astype(jnp.float32) / count.astype(jnp.float32)
+    # Nothing subnormal, which machines treat differently; and 0.0 is 0.0.
+    empty = (jnp.abs(mean) < jnp.float32(2.0**-14)) | (middle == 0)
+    half = jnp.where(empty, jnp.float32(0), mean).astype(jnp.float16)
+    return lax.bitcast_convert_type(half, jnp.uint16)
