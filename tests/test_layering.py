@@ -57,6 +57,7 @@ MAY_IMPORT = {
         "scaling",
     },
     "wire": {"codes"},
+    "collab": {"base", "wire"},
 }
 # The one reference that points up: (layer, where in it, layer referred to).
 PERMITTED_UPWARD = {("base", "Transform.__call__", "step")}
@@ -191,7 +192,9 @@ def test_oracles_share_nothing_with_what_they_judge(path):
     assert bad == []
 
 
-@pytest.mark.parametrize("package", ["tinyjax", "tinyjax.numerics", "tinyjax.transforms"])
+@pytest.mark.parametrize(
+    "package", ["tinyjax", "tinyjax.numerics", "tinyjax.transforms", "tinyjax.collab"]
+)
 def test_public_names_show_an_example(package):
     module = importlib.import_module(package)
     public = {name: getattr(module, name) for name in module.__all__}

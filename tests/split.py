@@ -1,0 +1,46 @@
+"""A small network cut in two, for the tests of split training: few numbers, every kind of layer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import tinyjax
+from tinyjax import collab
+
+BATCH, WIDTH, CLASSES = 4, 8, 3
+FEATURES = jax.ShapeDtypeStruct((BATCH, WIDTH), jnp.float32)
+AVERAGED = 5 * WIDTH + WIDTH  # parameters of a lower half
+
+
+def tx():
+    return optax.sgd(0.1, momentum=0.9)
+
+
+def lower(device=0):
+    rng = np.random.default_rng(device)
+    params = {
+        "w": jnp.asarray(rng.normal(size=(5, WIDTH)), jnp.float32),
+        "b": jnp.zeros(WIDTH, jnp.float32),
+    }
+    return collab.Lower(lambda p, x: jax.nn.relu(x @ p["w"] + p["b"]), params, tx())
+
+
+def upper():
+    rng = np.random.default_rng(99)
+    params = {"w": jnp.asarray(rng.normal(size=(WIDTH, CLASSES)) / 3, jnp.float32)}
+    cross = lambda y, labels: optax.softmax_cross_entropy_with_integer_labels(y, labels).mean()
+    return collab.Upper(lambda p, x: x @ p["w"], params, tx(), cross)
+
+
+CODEC = tinyjax.sgq(group_size=4)
+
+
+def ways(codec="sgq"):
+    return collab.plain(FEATURES) if codec == "plain" else collab.coded(CODEC, FEATURES)
+
+
+def batch(device, step):
+    rng = np.random.default_rng((device, step))
+    x = rng.normal(size=(BATCH, 5)).astype(np.float32)
+    return x, (x.sum(1) > 0).astype(np.int32)
