@@ -147,7 +147,7 @@ def disturbed(faults, folder, save_every=(3, 2)):
     return lower, world.cloud.params
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids="-".join)
+@pytest.mark.parametrize("fault", [FAULTS[1], FAULTS[2], FAULTS[5]], ids="-".join)
 def test_one_fault_changes_nothing(undisturbed, tmp_path, fault):
     lower, upper, _ = undisturbed
     equal(disturbed({6: fault}, tmp_path), (lower, upper))

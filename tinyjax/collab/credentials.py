@@ -172,6 +172,12 @@ class _Authority:
             .not_valid_before(now - datetime.timedelta(minutes=5))
             .not_valid_after(now + datetime.timedelta(days=self.days))
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()),
+                critical=False,
+            )
+            .add_extension(_usage(authority), critical=True)
         )
         if not authority:  # a device's certificate is no cloud's
             usage = x509.ExtendedKeyUsageOID
@@ -183,6 +189,22 @@ class _Authority:
             )
         signed = builder.sign(self.key, hashes.SHA256())
         return signed.public_bytes(serialization.Encoding.PEM)
+
+
+def _usage(authority: bool) -> Any:
+    """What a key may do: sign certificates, or handshakes."""
+    x509 = extra("cryptography.x509")
+    return x509.KeyUsage(
+        digital_signature=not authority,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
 
 
 def _new_key() -> Any:
