@@ -163,6 +163,11 @@ def test_only_compat_touches_jax_extend(path):
 
 
 @each_module
+def test_only_collab_knows_grpc(path):
+    assert layer_of(dotted(path)) == "collab" or "grpc" not in path.read_text()
+
+
+@each_module
 def test_files_are_short(path):
     lines = len(path.read_text().splitlines())
     assert lines <= MAX_LINES, f"{relative(path)} has {lines} lines: split it"

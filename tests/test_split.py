@@ -10,7 +10,7 @@ import pytest
 
 from tests import split
 from tinyjax import collab
-from tinyjax.collab import halves
+from tinyjax.collab import halves, saving
 from tinyjax.collab.messages import Kind, Message
 
 STEPS = 7
@@ -34,7 +34,7 @@ def _compiled_once(monkeypatch):
     compiled_once(monkeypatch)
 
 
-WAYS = {name: split.ways(name) for name in ("sgq", "plain")}
+WAYS = {name: split.ways(name) for name in ("sgq", "plain", "remembering")}
 
 
 def cloud_of(codec="sgq", **settings):
@@ -111,8 +111,9 @@ class World:
 
 def trained(world, number, folder, steps=STEPS, **settings):
     """The parameters of a device that starts again whenever it is killed."""
+    settings |= {"folder": folder, "patience": 60, "codec": world.settings.get("codec", "sgq")}
     while True:
-        device = device_of(world.dial, number, folder=folder, patience=60, **settings)
+        device = device_of(world.dial, number, **settings)
         try:
             for step in range(device.steps, steps):
                 device.step(*split.batch(number, step))
@@ -138,9 +139,9 @@ def undisturbed(tmp_path_factory):
         return lower, world.cloud.params, asked
 
 
-def disturbed(faults, folder, save_every=(3, 2)):
+def disturbed(faults, folder, save_every=(3, 2), codec="sgq"):
     settings = {"averaged": split.AVERAGED, "folder": folder / "cloud", "save_every": save_every[0]}
-    world = World(faults, **settings)
+    world = World(faults, codec=codec, **settings)
     lower = trained(world, 0, folder / "device", save_every=save_every[1], **AVERAGED)
     assert not world.faults  # all have happened
     world.cloud.close()
@@ -172,6 +173,16 @@ def test_many_faults_change_nothing(undisturbed, tmp_path, seed):
     asks = rng.choice(12, 5, replace=False)
     faults = {int(ask): FAULTS[rng.integers(len(FAULTS))] for ask in asks}
     equal(disturbed(faults, tmp_path), (lower, upper))
+
+
+def test_codecs_with_a_memory_keep_it(tmp_path):
+    world = World(codec="remembering", averaged=split.AVERAGED)
+    lower = trained(world, 0, None, **AVERAGED)
+    faults = {3: ("cut", "after"), 5: ("cloud", "after"), 8: ("device", "after")}
+    found = disturbed(faults, tmp_path, codec="remembering")
+    equal(found, (lower, world.cloud.params))
+    link = world.cloud._training.state[2][0]
+    assert [int(end["count"]) for end in link] == [STEPS, STEPS]
 
 
 def together(devices, steps, faults=(), folder=None, **settings):
@@ -378,6 +389,22 @@ def test_batches_of_another_size_are_told_on_the_device():
     device = device_of(collab.within(cloud_of()))
     with pytest.raises(ValueError, match=r"made float32 \[3, 8\] where the link is for"):
         device.step(np.ones((3, 5), np.float32), np.zeros(3, np.int32))
+
+
+def test_a_missing_extra_is_named(monkeypatch, tmp_path):
+    def absent(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(saving.importlib, "import_module", absent)
+    for name, needs_it in {
+        "grpc": lambda: collab.serve(cloud_of()),
+        "cryptography": lambda: collab.make_credentials(tmp_path, 1),
+        "orbax.checkpoint": lambda: cloud_of(folder=tmp_path),
+    }.items():
+        with pytest.raises(
+            ImportError, match=rf"'{name}[.\w]*', which is missing: install tinyjax"
+        ):
+            needs_it()
 
 
 # --- messages ------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from tinyjax.collab.tunnel import Traffic, Tunnel
 
 __all__ = ["Dial"]
 
+_LARGEST = 256 * 2**20  # bytes of an answer, at most
+
 
 class Dial:
     """Opens lines to a cloud: ``dial()`` is a line, for a :class:`Device`. A context manager.
@@ -87,7 +89,7 @@ class Dial:
 
     def _channel(self, near: str) -> Any:
         options: list[tuple[str, Any]] = [
-            ("grpc.max_receive_message_length", -1),
+            ("grpc.max_receive_message_length", _LARGEST),
             ("grpc.max_send_message_length", -1),
             ("grpc.keepalive_time_ms", KEEPALIVE),
             ("grpc.keepalive_timeout_ms", KEEPALIVE),

@@ -67,7 +67,7 @@ class Store:
         args = self._ocp.args
         flat = np.frombuffer(b"".join(blobs) + b"\0", np.uint8)  # orbax takes no empty array
         content = args.Composite(
-            state=args.StandardSave({"state": state, "blobs": flat}),
+            state=args.StandardSave({"state": jax.tree.map(np.asarray, state), "blobs": flat}),
             ledger=args.JsonSave({"owner": self._owner, "sizes": list(map(len, blobs)), **ledger}),
         )
         self._manager.save(number, args=content)
@@ -92,7 +92,7 @@ class Store:
                 "folder"
             )
         template = {
-            "state": jax.tree.map(self._ocp.utils.to_shape_dtype_struct, like),
+            "state": jax.tree.map(np.asarray, like),
             "blobs": np.zeros(sum(ledger["sizes"]) + 1, np.uint8),
         }
         found = self._read(newest, state=args.StandardRestore(template)).state

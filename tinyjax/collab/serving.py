@@ -77,6 +77,7 @@ def serve(
             ("grpc.max_receive_message_length", cloud.largest),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", 8192),
+            ("grpc.max_allowed_incoming_connections", 2 * streams + 32),
             ("grpc.max_concurrent_streams", _STREAMS_EACH),  # of a connection
             ("grpc.server_handshake_timeout_ms", 10_000),
             ("grpc.keepalive_time_ms", KEEPALIVE),
@@ -162,6 +163,7 @@ class _Switchboard:
         finally:
             with self._lock:
                 self._streams[device] -= 1
+                self._heard.pop(context, None)
 
     def _who(self, context: Any) -> int:
         """The device at the other end; nothing it sends has been read yet."""
@@ -185,9 +187,12 @@ class _Switchboard:
     ) -> Iterator[bytes]:
         """Hello, then messages with numbers that grow; the first that is refused ends it."""
         said_hello, last = False, 0
-        while (data := self._next(requests, context)) is not None:
+        self._silent_from_now(context)
+        for data in requests:
+            with self._lock:
+                self._heard.pop(context, None)  # until it is answered the silence is ours
             try:
-                message = read(data)
+                message = _read(data)
                 if message.device != device:
                     raise Refused(f"device {device} speaks as device {message.device}")
                 if not said_hello:
@@ -196,20 +201,15 @@ class _Switchboard:
                     raise Refused(f"step {message.sequence} came after step {last}")
                 else:
                     reply, last = self._cloud.answer(message, context.is_active), message.sequence
-            except ValueError as error:
+            except Refused as error:
                 yield write(Message(Kind.ERROR, device, frame=str(error).encode()[:1000]))
                 return
+            self._silent_from_now(context)
             yield write(reply)
 
-    def _next(self, requests: Iterator[bytes], context: Any) -> bytes | None:
-        """The next message, None at the end; until it is here the stream is silent."""
+    def _silent_from_now(self, context: Any) -> None:
         with self._lock:
             self._heard[context] = time.monotonic()
-        try:
-            return next(requests, None)
-        finally:
-            with self._lock:
-                self._heard.pop(context, None)
 
     def _end_the_silent(self) -> None:
         while not self.closed.wait(_LOOK_EVERY):
@@ -218,6 +218,13 @@ class _Switchboard:
                 silent = [stream for stream, heard in self._heard.items() if heard < before]
             for stream in silent:
                 stream.cancel()
+
+
+def _read(data: bytes) -> Message:
+    try:
+        return read(data)
+    except ValueError as error:
+        raise Refused(str(error)) from error
 
 
 def host_and_port(address: str) -> tuple[str, int]:
