@@ -32,6 +32,7 @@ def serve(
     keys: Path | None = None,
     set: tuple[str, ...] = (),
     out: Path = Path("out/split"),
+    linger: float = 10.0,
     smoke: bool = False,
 ) -> None:
     """The cloud: serves until every device has finished.
@@ -41,6 +42,7 @@ def serve(
       keys: folder that `certs` has filled; without it in the clear, for this machine only.
       set: settings, key=value, the same on all sides.
       out: folder of checkpoints and results.
+      linger: seconds to stay for a device that missed hearing that it has finished.
       smoke: on so little that it takes seconds.
     """
     config = _config(set, smoke)
@@ -49,7 +51,7 @@ def serve(
     with collab.serve(cloud, address, credentials=shown) as server:
         print(f"serving {config.devices} device(s) on {server.address}", flush=True)
         cloud.wait()
-        time.sleep(3)  # for who asks again whether it has finished
+        time.sleep(linger)
     _write(out / "cloud.msgpack", flax.serialization.to_bytes(cloud.params))
     print(f"all have finished: {cloud.taken} messages")
 

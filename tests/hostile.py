@@ -32,7 +32,7 @@ def raw(address, keys, number, requests):
     with dialled(address, keys, number) as dial:
         channel = dial._channel(address)
         call = channel.stream_stream("/tinyjax.Split/Talk")(
-            iter(requests), metadata=dial._metadata, timeout=30
+            iter(requests), metadata=dial._metadata, timeout=120
         )
         found = []
         try:
@@ -73,7 +73,7 @@ def headers(pairs):
     return b"".join(b"\0" + text(k) + text(v) for k, v in pairs)
 
 
-def half_a_message(address, keys, number):
+def half_a_message(address, keys, number, timeout=60):
     """A TLS connection that has said who it is, announced a message, and sent half of it."""
     context = ssl.create_default_context(cafile=keys / "ca.pem")
     context.load_cert_chain(keys / f"device-{number}.pem", keys / f"device-{number}.key")
@@ -93,13 +93,13 @@ def half_a_message(address, keys, number):
     message = b"\0" + len(hello).to_bytes(4, "big") + hello
     with contextlib.ExitStack() as unless_all_goes_well:
         unless_all_goes_well.callback(stream.close)
-        _half(stream, said, message)
+        _half(stream, said, message, timeout)
         unless_all_goes_well.pop_all()
     return stream
 
 
-def _half(stream, said, message):
-    stream.settimeout(2)
+def _half(stream, said, message, timeout):
+    stream.settimeout(timeout)
     stream.sendall(
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
         + http2(4, 0, 0, b"")
@@ -148,7 +148,7 @@ def stalls(address, keys, number, stop):
     while not stop.is_set():
         try:
             held.append(connect(address))
-            held.append(half_a_message(address, keys, number))
+            held.append(half_a_message(address, keys, number, timeout=2))
         except OSError:
             pass
         stop.wait(0.2)

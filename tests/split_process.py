@@ -48,7 +48,7 @@ def cloud(folder, port, devices, turns):
 
 def device(folder, port, number, steps, average_every):
     shown = collab.read_credentials(folder / "keys", f"device-{number}")
-    with collab.Dial(f"127.0.0.1:{port}", device=number, credentials=shown, timeout=15) as dial:
+    with collab.Dial(f"127.0.0.1:{port}", device=number, credentials=shown, timeout=60) as dial:
         training = collab.Device(
             split.lower(number),
             split.ways(),
@@ -57,7 +57,7 @@ def device(folder, port, number, steps, average_every):
             average_every=average_every,
             folder=folder / f"device-{number}",
             save_every=3,
-            patience=90,
+            patience=300,
         )
         for step in range(training.steps, steps):
             print(number, step, flush=True)

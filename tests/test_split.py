@@ -111,7 +111,7 @@ class World:
 
 def trained(world, number, folder, steps=STEPS, **settings):
     """The parameters of a device that starts again whenever it is killed."""
-    settings |= {"folder": folder, "patience": 60, "codec": world.settings.get("codec", "sgq")}
+    settings |= {"folder": folder, "patience": 300, "codec": world.settings.get("codec", "sgq")}
     while True:
         device = device_of(world.dial, number, **settings)
         try:
@@ -163,7 +163,7 @@ def test_one_fault_anywhere_changes_nothing(undisturbed, tmp_path, fault):
         equal(disturbed({ask: fault}, folder, save_every), (lower, upper))
 
 
-SEEDS = [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 30))]
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 30))]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -194,7 +194,7 @@ def together(devices, steps, faults=(), folder=None, **settings):
             pool.submit(trained, world, n, where(n), steps=steps, average_every=3, save_every=2)
             for n in range(devices)
         ]
-        return [job.result(60) for job in jobs], world.cloud.params
+        return [job.result(300) for job in jobs], world.cloud.params
 
 
 def test_devices_in_turn_are_reproducible_and_averaged(tmp_path):

@@ -73,7 +73,7 @@ def test_the_commands_train_over_a_socket(tmp_path, capsys):
     assert main(command("sgq", "certs", "--out", tmp_path / "keys")) == 0
     device = command("sgq", "device", *sided, "--link", "200Mbit/s,1ms", *rest)
     with ThreadPoolExecutor(1) as pool:
-        serving = pool.submit(main, command("sgq", "serve", *sided, *rest))
+        serving = pool.submit(main, command("sgq", "serve", *sided, "--linger", 1, *rest))
         assert main(device) == 0
         assert serving.result(60) == 0
     assert main(command("sgq", "score", *rest)) == 0

@@ -2,11 +2,12 @@
 
 import hashlib
 import hmac
+import itertools
 import queue
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import jax
 import numpy as np
@@ -221,14 +222,14 @@ def test_one_device_has_few_streams(lasting, keys):
         jobs = [
             pool.submit(raw, lasting.address, keys, 3, iter(waiting.get, None)) for _ in range(6)
         ]
-        time.sleep(1)
+        refused = itertools.islice(as_completed(jobs, timeout=120), 4)
+        statuses = [job.result()[1] for job in refused]
         with dialled(lasting.address, keys) as dial:
             lasting.cloud._clients[0].__init__()
             assert device_of(dial).step(*split.batch(0, 0)) > 0
         for _ in jobs:
             waiting.put(None)
-        statuses = [job.result()[1] for job in jobs]
-    assert statuses.count("RESOURCE_EXHAUSTED") >= 4
+    assert statuses == ["RESOURCE_EXHAUSTED"] * 4
 
 
 def test_a_stream_that_falls_silent_is_ended(lasting, keys):
@@ -236,14 +237,14 @@ def test_a_stream_that_falls_silent_is_ended(lasting, keys):
 
     def requests():
         yield steps(3, 0)[0]
-        never.wait(30)
+        never.wait(100)
 
     start = time.monotonic()
     found, status = raw(lasting.address, keys, 3, requests())
     never.set()
     assert len(found) == 1
     assert status in ("CANCELLED", "UNKNOWN")
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 90
 
 
 def test_who_stops_in_the_middle_of_a_message_is_alone_in_it(lasting, keys):
@@ -253,7 +254,7 @@ def test_who_stops_in_the_middle_of_a_message_is_alone_in_it(lasting, keys):
         device = device_of(dial)
         for step in range(3):
             device.step(*split.batch(0, step))
-    until = time.monotonic() + 20
+    until = time.monotonic() + 90
     while lasting._switchboard._streams[2] and time.monotonic() < until:
         time.sleep(0.1)
     assert lasting._switchboard._streams[2] == 0  # the silent one has been ended
@@ -309,7 +310,7 @@ def test_hostile_devices_harm_nobody_else(keys):
         finally:
             stop.set()
         for each in ill:
-            each.result(60)
+            each.result(300)
     assert np.isfinite(losses).all()
     assert [client.finished for client in cloud._clients] == [True] * 4 + [False] * 4
     assert jax.tree.all(jax.tree.map(lambda leaf: np.isfinite(leaf).all(), cloud.params))
@@ -414,7 +415,7 @@ def test_a_tunnel_carries_counts_and_delays(text, rng):
     if text:  # 2 MB/s each way at once, 10 kB of it in a burst, and 20 ms each way
         assert once >= 0.04
         assert seconds >= 0.04 + (len(data) - 2 * 10_000) / 2e6
-        assert seconds < 2
+        assert seconds < 60
     tunnel.close()
     with pytest.raises(OSError):  # noqa: PT011 - refused or reset, by what was under way
         socket.create_connection(("127.0.0.1", tunnel.port), timeout=1).recv(1)
