@@ -1,4 +1,6 @@
-"""A small network cut in two, for the tests of split training: few numbers, every kind of layer."""
+"""A small network cut in two, for the tests of split training."""
+
+import socket
 
 import jax
 import jax.numpy as jnp
@@ -64,3 +66,9 @@ def batch(device, step):
     rng = np.random.default_rng((device, step))
     x = rng.normal(size=(BATCH, 5)).astype(np.float32)
     return x, (x.sum(1) > 0).astype(np.int32)
+
+
+def free_port():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]

@@ -12,7 +12,8 @@ import pytest
 from experiments import carriers, models, split
 from experiments.__main__ import main
 from experiments.errors import UserError
-from tests.test_split_processes import free_port
+from tests.split import free_port
+from tinyjax import collab
 
 TINY = split.smoke(split.Config(devices=2))
 
@@ -67,6 +68,8 @@ def test_a_frame_that_would_decompress_to_much_is_refused():
 
 
 def test_the_commands_train_over_a_socket(tmp_path, capsys):
+    for package in ("grpc", "cryptography"):
+        pytest.importorskip(package, reason=f"{package}, of the extra collab, is not installed")
     address = f"127.0.0.1:{free_port()}"
     sided = ("--keys", tmp_path / "keys", "--address", address)
     rest = ("--out", tmp_path, "--smoke", "--set", "devices=1")
@@ -89,6 +92,36 @@ def test_the_commands_train_over_a_socket(tmp_path, capsys):
     written = (tmp_path / "device-0.msgpack").read_bytes()
     assert main(device) == 0  # it has finished, and does not even dial
     assert (tmp_path / "device-0.msgpack").read_bytes() == written
+
+
+@pytest.mark.slow
+def test_an_interrupted_device_continues(tmp_path):
+    config = replace(TINY, devices=1)
+    whole = split.cloud_of(config, None)
+    right = split.run(config, 0, collab.within(whole))
+    cloud, asked = split.cloud_of(config, tmp_path), []
+
+    def dial():
+        line = collab.within(cloud)()
+
+        class Line:
+            def ask(self, message):
+                asked.append(message.sequence)
+                if len(asked) == 4:  # after hello and two steps
+                    raise KeyboardInterrupt
+                return line.ask(message)
+
+            def close(self):
+                pass
+
+        return Line()
+
+    with pytest.raises(KeyboardInterrupt):
+        split.run(config, 0, dial, tmp_path, save_every=1)
+    found = split.run(config, 0, dial, tmp_path, save_every=1)
+    assert found.steps == split.steps_of(config) - 2
+    jax.tree.map(np.testing.assert_array_equal, found.params, right.params)
+    jax.tree.map(np.testing.assert_array_equal, cloud.params, whole.params)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Split training over processes that are killed with signal 9, against one that is not."""
 
 import queue
-import socket
 import subprocess
 import sys
 import threading
@@ -23,12 +22,6 @@ pytest.importorskip("cryptography", reason="cryptography, of the extra collab, i
 ROOT = Path(__file__).parents[1]
 STEPS = 24
 _LONG = 300  # seconds: of a machine that is busy with other things
-
-
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
 
 
 class Process:
@@ -98,7 +91,7 @@ def disturbed(folder, devices, average_every, kills):
     """The same in a process for each side, of which some are killed after some steps have begun."""
     rng = np.random.default_rng()  # to be killed anywhere in a step
     collab.make_credentials(folder / "keys", devices)
-    port, sides = free_port(), {}
+    port, sides = split.free_port(), {}
     try:
         sides["cloud"] = Process("cloud", folder, port, devices, "fixed")
         for n in range(devices):
@@ -151,7 +144,7 @@ def test_many_kills_at_random(tmp_path, devices, seed):
 def test_28_devices_finish_beside_4_hostile_ones(tmp_path):
     """32 clients in 4 processes: the cloud, two of 14 honest devices each, and this one."""
     collab.make_credentials(tmp_path / "keys", 32)
-    port, stop = free_port(), threading.Event()
+    port, stop = split.free_port(), threading.Event()
     cloud = Process("cloud", tmp_path, port, 32, "free")
     sides = [cloud]
     with ThreadPoolExecutor(4) as pool:
