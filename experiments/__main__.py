@@ -23,6 +23,7 @@ _ONE = {
     "fidelity": ("fidelity", "vgg6"),
 }
 # Grid: (its module, its default configuration), which is a row of runs.
+_SPLIT = ("serve", "device", "score", "certs")  # of `sgq`: over a socket
 _GRIDS = {"ablation": ("ablation", "all"), "adapt": ("adapt", "mnist")}
 
 
@@ -55,6 +56,9 @@ class Arguments:
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit code: 0, 2 for what the user can put right, 130."""
     try:
+        if list(argv[:1]) == ["sgq"] and (command := argv[1:2]) and command[0] in _SPLIT:
+            importlib.import_module("experiments.split_commands").main(argv[1:])
+            return 0
         tyro = imported("tyro")
         marks = (
             tyro.conf.PositionalRequiredArgs,

@@ -58,6 +58,7 @@ MAY_IMPORT = {
     },
     "frames": {"codes"},
     "wire": {"codes", "frames"},
+    "collab": {"base", "wire"},
 }
 # The one reference that points up: (layer, where in it, layer referred to).
 PERMITTED_UPWARD = {("base", "Transform.__call__", "step")}
@@ -163,6 +164,11 @@ def test_only_compat_touches_jax_extend(path):
 
 
 @each_module
+def test_only_collab_knows_grpc(path):
+    assert layer_of(dotted(path)) == "collab" or "grpc" not in path.read_text()
+
+
+@each_module
 def test_files_are_short(path):
     lines = len(path.read_text().splitlines())
     assert lines <= MAX_LINES, f"{relative(path)} has {lines} lines: split it"
@@ -192,7 +198,9 @@ def test_oracles_share_nothing_with_what_they_judge(path):
     assert bad == []
 
 
-@pytest.mark.parametrize("package", ["tinyjax", "tinyjax.numerics", "tinyjax.transforms"])
+@pytest.mark.parametrize(
+    "package", ["tinyjax", "tinyjax.numerics", "tinyjax.transforms", "tinyjax.collab"]
+)
 def test_public_names_show_an_example(package):
     module = importlib.import_module(package)
     public = {name: getattr(module, name) for name in module.__all__}

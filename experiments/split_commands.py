@@ -1,0 +1,189 @@
+"""The commands of split training over a socket::
+
+    python -m experiments sgq certs
+    python -m experiments sgq serve --keys out/split/keys
+    python -m experiments sgq device --number 0 --keys out/split/keys --link 20Mbit/s,30ms
+    python -m experiments sgq score
+
+Each of them continues where it was, with the same command. Settings are those of `split.Config`,
+and the same ones have to be given on all sides: ``--set devices=2 codec=int8``. Bytes are those
+of the device's socket, all that is above TCP, in each direction.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import flax.serialization
+
+from experiments import settings, split
+from experiments.errors import UserError
+from experiments.extras import imported
+from tinyjax import collab
+
+__all__ = ["COMMANDS", "certs", "device", "main", "score", "serve"]
+
+
+def serve(
+    *,
+    address: str = "127.0.0.1:5000",
+    keys: Path | None = None,
+    set: tuple[str, ...] = (),
+    out: Path = Path("out/split"),
+    linger: float = 10.0,
+    smoke: bool = False,
+) -> None:
+    """The cloud: serves until every device has finished.
+
+    Args:
+      address: to listen on, host:port.
+      keys: folder that `certs` has filled; without it in the clear, for this machine only.
+      set: settings, key=value, the same on all sides.
+      out: folder of checkpoints and results.
+      linger: seconds to stay for a device that missed hearing that it has finished.
+      smoke: on so little that it takes seconds.
+    """
+    config = _config(set, smoke)
+    shown = _credentials(keys, "cloud")
+    cloud = split.cloud_of(config, out)
+    with collab.serve(cloud, address, credentials=shown) as server:
+        print(f"serving {config.devices} device(s) on {server.address}", flush=True)
+        cloud.wait()
+        time.sleep(linger)
+    _write(out / "cloud.msgpack", flax.serialization.to_bytes(cloud.params))
+    print(f"all have finished: {cloud.taken} messages")
+
+
+def device(
+    *,
+    address: str = "127.0.0.1:5000",
+    number: int = 0,
+    keys: Path | None = None,
+    link: str | None = None,
+    set: tuple[str, ...] = (),
+    out: Path = Path("out/split"),
+    smoke: bool = False,
+) -> None:
+    """A device: trains on its share of the images until all its steps are done.
+
+    Args:
+      address: of the cloud, host:port.
+      number: of this device, from 0.
+      keys: folder that `certs` has filled; without it in the clear, on this machine only.
+      link: how fast the link is to be, as 20Mbit/s or 20Mbit/s,30ms.
+      set: settings, key=value, the same on all sides.
+      out: folder of checkpoints and results.
+      smoke: on so little that it takes seconds.
+    """
+    config = _config(set, smoke)
+    shown = _credentials(keys, f"device-{number}")
+    with collab.Dial(address, device=number, credentials=shown, link=_link(link)) as dial:
+
+        def tell(done: int, steps: int, loss: float, rate: float) -> None:
+            up, down = (count / 1e6 for count in dial.traffic)
+            print(
+                f"device {number}  step {done}/{steps}  loss {loss:.4f}  {rate:.0f} images/s  "
+                f"up {up:.2f} MB  down {down:.2f} MB",
+                flush=True,
+            )
+
+        found = split.run(config, number, dial, out, tell)
+        traffic = dial.traffic._asdict()
+    record = {
+        "config": asdict(config),
+        "device": number,
+        "link": link,
+        "socket_bytes": traffic,
+        **{name: getattr(found, name) for name in split.Run._fields if name != "params"},
+    }
+    _write(out / f"device-{number}.msgpack", flax.serialization.to_bytes(found.params))
+    _write(out / f"device-{number}.json", json.dumps(record, indent=2).encode())
+
+
+def score(*, set: tuple[str, ...] = (), out: Path = Path("out/split"), smoke: bool = False) -> None:
+    """Prints the test accuracy of every device's half with the cloud's.
+
+    Args:
+      set: settings, key=value, the same as in training.
+      out: folder of the results.
+      smoke: the same as in training.
+    """
+    config = _config(set, smoke)
+    parts, _ = split.prepared(config)
+    read = flax.serialization.from_bytes
+    try:
+        upper = flax.serialization.from_bytes(
+            parts.upper.params, (out / "cloud.msgpack").read_bytes()
+        )
+        for number in range(config.devices):
+            file = out / f"device-{number}.msgpack"
+            lower = read(parts.lower.params, file.read_bytes())
+            print(f"device {number}: {split.accuracy(config, lower, upper):.2%} of the test images")
+    except FileNotFoundError as error:
+        raise UserError(f"there is no {error.filename}: let that side finish first") from error
+
+
+def certs(
+    *,
+    devices: int = 1,
+    hosts: tuple[str, ...] = ("localhost", "127.0.0.1"),
+    days: int = 30,
+    out: Path = Path("out/split/keys"),
+) -> None:
+    """Makes an authority for tests, and the certificates, keys and tokens of all sides.
+
+    Args:
+      devices: how many there will be.
+      hosts: names and addresses under which devices reach the cloud.
+      days: for which certificates hold.
+      out: folder that holds no such set yet.
+    """
+    collab.make_credentials(out, devices, hosts, days)
+    print(f"credentials of the cloud and {devices} device(s) are in {out}")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "serve": serve,
+    "device": device,
+    "score": score,
+    "certs": certs,
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs ``sgq serve``, ``device``, ``score`` or ``certs``.
+
+    Raises:
+      UserError: for what the user can put right.
+    """
+    tyro = imported("tyro")
+    marks = (tyro.conf.FlagCreatePairsOff,)
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="python -m experiments sgq", args=list(argv), config=marks
+        )
+    except (ValueError, ConnectionError) as error:
+        raise UserError(str(error)) from error
+
+
+def _credentials(keys: Path | None, name: str) -> collab.Credentials | None:
+    return None if keys is None else collab.read_credentials(keys, name)
+
+
+def _link(text: str | None) -> collab.Link | None:
+    return None if text is None else collab.parse_link(text)
+
+
+def _config(changes: Sequence[str], smoke: bool) -> split.Config:
+    config = settings.change(split.Config(), changes)
+    return split.smoke(config) if smoke else config
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    beside.write_bytes(content)
+    beside.replace(path)
