@@ -57,6 +57,11 @@ MAY_IMPORT = {
         "scaling",
     },
     "wire": {"codes"},
+    "contexts": {"numerics"},
+    "streams": {"numerics"},
+    "choice": {"numerics", "streams"},
+    "order0": {"choice", "numerics", "streams"},
+    "lossless": {"choice", "contexts", "numerics", "streams"},
 }
 # The one reference that points up: (layer, where in it, layer referred to).
 PERMITTED_UPWARD = {("base", "Transform.__call__", "step")}
