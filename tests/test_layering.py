@@ -58,6 +58,7 @@ MAY_IMPORT = {
     },
     "wire": {"codes"},
     "contexts": {"numerics"},
+    "states": {"contexts", "numerics"},
     "streams": {"numerics"},
     "choice": {"numerics", "streams"},
     "order0": {"choice", "numerics", "streams"},

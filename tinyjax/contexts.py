@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tinyjax.numerics import contexts as numeric
 from tinyjax.numerics import lattice, tables
-from tinyjax.numerics.contexts import BINS, CLASSES, MAX_WEIGHT, SOURCES
+from tinyjax.numerics.contexts import BINS, CLASSES, MAX_WEIGHT, SOURCES, linear_forms
 
 __all__ = ["CONTEXTS", "MAX_CHANNELS", "State", "fit_contexts", "rounds_of"]
 
@@ -30,6 +29,7 @@ _PREDICTION, _ACTIVITY = 64, 512  # weights are multiples of 1 over these
 _RIDGE = 1e-3  # per pixel
 _FINE = 96  # bins that are joined to BINS
 _NEVER = 2**31 - 1  # an edge that no form reaches
+_forms = jax.jit(linear_forms)
 
 
 @jax.tree_util.register_dataclass
@@ -91,12 +91,8 @@ def fit_contexts(codes: Array | np.ndarray, *, symbols: int = 16) -> State:
       True
     """
     q = _checked(codes, symbols)
-    parts = lattice.split(lattice.to_planes(jnp.asarray(q)))
-    pixels = [np.asarray(p) for p in lattice.phases(parts)]
-    sums = [np.asarray(p) for p in lattice.phases(lattice.neighbour_sums(parts))]
-    h, w = lattice.plane_shape(q.shape)[2:]
-    diagonal = lattice.own_sums(parts.ee, None, h, w)[0]
-    owns = [None, np.asarray(diagonal.reshape(q.shape[-1], -1)), sums[2]]
+    pixels, sums, diagonal = jax.tree.map(np.asarray, _seen(jnp.asarray(q)))
+    owns = [None, diagonal, sums[2]]
     sources, known = _sources(np.concatenate(pixels, axis=1))
     fitted = [
         _phase(x, s, own, sources, known, symbols)
@@ -127,6 +123,16 @@ def _checked(codes: Array | np.ndarray, symbols: int) -> np.ndarray:
             f"there is a code {q.max()} among {symbols} symbols: say how many there are"
         )
     return q
+
+
+@jax.jit
+def _seen(q: Array) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
+    """Pixels and sums over their neighbours in each phase, and over diagonals in the second."""
+    parts = lattice.split(lattice.to_planes(q))
+    sums = lattice.neighbour_sums(parts)
+    h, w = lattice.plane_shape(q.shape)[2:]
+    diagonal = lattice.own_sums(parts.ee, None, h, w)[0]
+    return lattice.phases(parts), lattice.phases(sums), lattice.flat(diagonal)
 
 
 def _sources(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -162,9 +168,7 @@ def _phase(
     def forms(prediction: np.ndarray, activity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         weights = jnp.asarray(np.stack([prediction, activity]), jnp.int32)
         arrays = (jnp.asarray(sources, jnp.int32), jnp.asarray(x), jnp.asarray(sums))
-        first, second = numeric.linear_forms(
-            weights, *arrays, None if own is None else jnp.asarray(own)
-        )
+        first, second = _forms(weights, *arrays, None if own is None else jnp.asarray(own))
         return np.asarray(first), np.asarray(second)
 
     prediction = _rounded(solve(x), _PREDICTION)

@@ -120,13 +120,17 @@ def _encoded(state: State, q: Array, lanes: int) -> Stream:
         (lattice.phases(parts), lattice.phases(_kept(lattice.neighbour_sums(parts))))
     )
     diagonal = lattice.own_sums(parts.ee, None, *planes.shape[2:])[0]
-    owns = (None, _kept(diagonal.reshape(len(planes), -1)), sums[2])
+    owns = (None, _kept(lattice.flat(diagonal)), sums[2])
     channels = _Channels(model.sources, model.weights, model.real)
+
+    def by_round(x: Array) -> Array:
+        return x.reshape(model.rounds, model.size * x.shape[1])
+
     context, code = [], []
     for p in range(3):
         chosen = _context(model, p, channels, pixels[p], sums[p], owns[p])
-        context.append(steps_of(chosen.reshape(model.rounds, -1), lanes, _NO_CODE))
-        code.append(steps_of(pixels[p].reshape(model.rounds, -1), lanes, 0))
+        context.append(steps_of(by_round(chosen), lanes, _NO_CODE))
+        code.append(steps_of(by_round(pixels[p]), lanes, 0))
     code, context = _kept([jnp.concatenate(a, axis=1).reshape(-1, lanes) for a in (code, context)])
     return smallest(q, code, context, model.frequencies)
 
@@ -168,14 +172,15 @@ def _planes(
     def one(carry: tuple, turn: tuple[Array, _Channels]) -> tuple[tuple, None]:
         (reader, known), (first, channels) = carry, turn
         reader, code = code_of(0, reader, known, channels, None)
-        ee = code.reshape(-1, n, *sizes[0])
-        own = _kept(lattice.own_sums(ee, None, h, w)[0].reshape(model.size, -1))
+        ee = code.reshape(model.size, n, *sizes[0])
+        own = _kept(lattice.flat(lattice.own_sums(ee, None, h, w)[0]))
         reader, code = code_of(1, reader, known, channels, own)
-        oo = code.reshape(-1, n, *sizes[1])
-        own = [sums.reshape(model.size, -1) for sums in lattice.own_sums(ee, oo, h, w)]
+        oo = code.reshape(model.size, n, *sizes[1])
+        own = [lattice.flat(sums) for sums in lattice.own_sums(ee, oo, h, w)]
         reader, code = code_of(2, reader, known, channels, _kept(jnp.concatenate(own, axis=1)))
         eo, oe = code[:, : own[0].shape[1]], code[:, own[0].shape[1] :]
-        parts = Parts(ee, oo, eo.reshape(-1, n, *sizes[2]), oe.reshape(-1, n, *sizes[3]))
+        eo, oe = (x.reshape(model.size, n, *s) for x, s in zip((eo, oe), sizes[2:], strict=True))
+        parts = Parts(ee, oo, eo, oe)
         sums = _kept(lattice.neighbour_sums(parts))
         both = zip(lattice.phases(parts), lattice.phases(sums), strict=True)
         known = [
@@ -194,7 +199,7 @@ def _planes(
     ee, oo, rest = (pixels for pixels, _ in known)
     cut = n * sizes[2][0] * sizes[2][1]
     flat = (ee, oo, rest[:, :cut], rest[:, cut:])
-    parts = Parts(*(x.reshape(-1, n, *size) for x, size in zip(flat, sizes, strict=True)))
+    parts = Parts(*(x.reshape(len(x), n, *size) for x, size in zip(flat, sizes, strict=True)))
     return reader, lattice.joined(parts)
 
 

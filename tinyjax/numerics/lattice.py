@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 __all__ = [
     "Parts",
+    "flat",
     "from_planes",
     "joined",
     "neighbour_sums",
@@ -137,8 +138,19 @@ def phases(parts: Parts) -> tuple[Array, Array, Array]:
       >>> [phase.tolist() for phase in phases(split(jnp.array([[[[1, 2], [3, 4]]]])))]
       [[[1]], [[4]], [[2, 3]]]
     """
-    ee, oo, eo, oe = (part.reshape(len(part), -1) for part in parts)
+    ee, oo, eo, oe = (flat(part) for part in parts)
     return ee, oo, jnp.concatenate([eo, oe], axis=1)
+
+
+def flat(part: Array) -> Array:
+    """``[c, ...]`` as ``[c, pixels]``, of which there may be none.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> flat(jnp.zeros((2, 3, 0, 4))).shape
+      (2, 0)
+    """
+    return part.reshape(len(part), math.prod(part.shape[1:]))
 
 
 def own_sums(ee: Array, oo: Array | None, h: int, w: int) -> tuple[Array, ...]:
