@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from tinyjax.numerics import pack_bits, rans, tables, unpack_bits
-from tinyjax.streams import BY_CONTEXT, LANE_BITS, ORDER0, RAW, Stream, raw_bits, words_for
+from tinyjax.streams import BY_CONTEXT, ORDER0, RAW, Stream, raw_bits, words_for
 
 __all__ = ["Decoding", "by_tables", "smallest", "steps_of"]
 
@@ -60,25 +60,20 @@ def smallest(q: Array, code: Array, context: Array, frequencies: Array) -> Strea
     """
     contexts, symbols = frequencies.shape
     lanes, capacity = code.shape[1], words_for(q.size, symbols)
-    counts = tables.histogram(q, symbols)
+    place = context * symbols + code.astype(jnp.int32)
+    joint = tables.histogram(place, (contexts + 2) * symbols).reshape(-1, symbols)
+    counts = jnp.sum(joint[: contexts + 1], axis=0, dtype=jnp.int32)
     table = tables.frequencies(counts, unseen=False)
+    # Rounded as it comes: the stream carries the choice, so nobody has to repeat it.
+    bits = tables.table_bits(counts, table) + jnp.float32(16 * symbols)
+    order0 = jnp.bool_(not contexts) | (bits < tables.table_bits(joint[:contexts], frequencies))
+    place = jnp.where(order0, jnp.maximum(context, contexts) * symbols, context * symbols)
     entries = tables.encode_table(_with_table(frequencies, table)).reshape(-1)
-
-    def coded(context: Array) -> tuple[Array, Array, Array]:
-        place = context * symbols + code.astype(jnp.int32)
-        return rans.rans_encode(entries.at[place].get(mode="clip"), capacity)
-
-    found = coded(context)
-    order0 = jnp.bool_(contexts == 0)
-    if contexts:
-        # Of order 0 about, without coding: nobody has to come to the same choice.
-        bits = tables.table_bits(counts, table) + jnp.float32(16 * symbols + LANE_BITS * lanes)
-        order0 = bits < (16 * found[1] + 32 * lanes).astype(jnp.float32)
-        found = lax.cond(order0, lambda: coded(jnp.maximum(context, contexts)), lambda: found)
-    words, count, states = found
+    entries = entries.at[place + code.astype(jnp.int32)].get(mode="clip")
+    words, count, states = rans.rans_encode(entries, capacity)
     table = jnp.where(order0, table, jnp.uint32(0)).astype(jnp.uint16)
     raw = count + 2 * lanes + jnp.where(order0, symbols, 0) >= capacity
-    known = jnp.sum(counts) == q.size
+    known = jnp.max(q).astype(jnp.int32) < symbols
     return Stream(
         jnp.where(raw, _packed(q, symbols), words),
         jnp.where(known, jnp.where(raw, capacity, count), -1),

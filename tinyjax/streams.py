@@ -21,7 +21,6 @@ from tinyjax.numerics import tables
 
 __all__ = [
     "BY_CONTEXT",
-    "LANE_BITS",
     "MAX_LANES",
     "ORDER0",
     "RAW",
@@ -39,7 +38,7 @@ Array = jax.Array
 
 BY_CONTEXT, ORDER0, RAW = 0, 1, 2  # the modes
 MAX_LANES = 8192
-LANE_BITS = 24  # a lane takes 32 bits for its state, which says about 8 more than where it began
+_LANE_BITS = 24  # a lane takes 32 bits for its state, which says about 8 more than where it began
 
 
 @jax.tree_util.register_dataclass
@@ -123,7 +122,7 @@ def order0_bits(q: Array, symbols: int = 16, *, lanes: int | None = None) -> Arr
     counts = tables.histogram(q, symbols)
     lanes = checked_lanes(lanes, q.size, symbols)
     bits = tables.table_bits(counts, tables.frequencies(counts, unseen=False))
-    return bits + jnp.float32(16 * symbols + LANE_BITS * lanes)
+    return bits + jnp.float32(16 * symbols + _LANE_BITS * lanes)
 
 
 def checked_lanes(lanes: int | None, elements: int, symbols: int) -> int:

@@ -25,8 +25,8 @@ def histogram(q: Array, symbols: int) -> Array:
     """How often each symbol comes.
 
     Args:
-      q: uint8; what is not below ``symbols`` is not counted.
-      symbols: up to 256.
+      q: uint8, or int32 from 0 up; what is not below ``symbols`` is not counted.
+      symbols: how many there are.
 
     Returns:
       int32 ``[symbols]``.
@@ -128,11 +128,11 @@ def decode_table(freq: Array) -> Array:
 
 
 def table_bits(counts: Array, freq: Array) -> Array:
-    """About how many bits these symbols take with a table.
+    """About how many bits these symbols take with these tables.
 
     Args:
-      counts: int32 ``[symbols]``.
-      freq: uint32 ``[symbols]`` of sum 4096, above 0 wherever there is a count.
+      counts: int32 ``[..., symbols]``.
+      freq: uint32 of the same shape, each row of sum 4096, above 0 wherever there is a count.
 
     Returns:
       float32 scalar.
