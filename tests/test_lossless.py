@@ -87,6 +87,7 @@ def test_words_equal_the_oracle(shape, symbols, lanes):
         assert len(words) + 2 * lanes >= streams.coded_bits(stream) // 16
 
 
+@pytest.mark.slow
 def test_contexts_inside_vmap():
     q = jnp.asarray(features(1, SHAPE))
     state = fitted(SHAPE)

@@ -68,13 +68,13 @@ class Stream:
 
 
 def lanes_for(elements: int, symbols: int = 16) -> int:
-    """Lanes for a payload: a power of two, each with 400 bytes at least if codes halve.
+    """Lanes for a payload: a power of two, each with 400 bytes at least if a code takes two bits.
 
     Example:
       >>> lanes_for(2**20), lanes_for(16384), lanes_for(1)
       (512, 8, 1)
     """
-    payload = elements * raw_bits(symbols) // 16
+    payload = elements * min(raw_bits(symbols), 4) // 16
     return min(1 << (max(payload // 400, 1).bit_length() - 1), MAX_LANES)
 
 
