@@ -59,6 +59,12 @@ MAY_IMPORT = {
     "frames": {"codes"},
     "wire": {"codes", "frames"},
     "collab": {"base", "wire"},
+    "contexts": {"numerics"},
+    "states": {"contexts", "numerics"},
+    "streams": {"numerics"},
+    "choice": {"numerics", "streams"},
+    "order0": {"choice", "numerics", "streams"},
+    "lossless": {"choice", "contexts", "numerics", "streams"},
 }
 # The one reference that points up: (layer, where in it, layer referred to).
 PERMITTED_UPWARD = {("base", "Transform.__call__", "step")}

@@ -1,0 +1,149 @@
+"""The smallest of three streams, and the codes of any of them: what all coders share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from tinyjax.numerics import pack_bits, rans, tables, unpack_bits
+from tinyjax.streams import BY_CONTEXT, ORDER0, RAW, Stream, raw_bits, words_for
+
+__all__ = ["Decoding", "by_tables", "smallest", "steps_of"]
+
+Array = jax.Array
+Decoding = Callable[[rans.Reader, Array, Array], tuple[rans.Reader, Array]]
+
+
+def steps_of(x: Array, lanes: int, fill: int) -> Array:
+    """Rows as steps of the coder, as many at a time as there are lanes.
+
+    Args:
+      x: ``[rows, width]``.
+      lanes: at a time.
+      fill: for what is missing in the last step of a row.
+
+    Returns:
+      ``[rows, ceil(width / lanes), lanes]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> steps_of(jnp.array([[1, 2, 3]]), 2, 0).tolist()
+      [[[1, 2], [3, 0]]]
+    """
+    steps = -(-x.shape[1] // lanes)
+    x = jnp.pad(x, ((0, 0), (0, steps * lanes - x.shape[1])), constant_values=x.dtype.type(fill))
+    return x.reshape(len(x), steps, lanes)
+
+
+def smallest(q: Array, code: Array, context: Array, frequencies: Array) -> Stream:
+    """The smallest stream of these codes.
+
+    Args:
+      q: uint8, any shape: the codes, for raw.
+      code: uint8 ``[steps, lanes]``: the same as the coder takes them.
+      context: int32 ``[steps, lanes]``: rows of ``frequencies``, or one more for the table of
+        order 0, or two more where there is no code.
+      frequencies: uint32 ``[contexts, symbols]``; may have no rows.
+
+    Returns:
+      A stream.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> code, no_tables = jnp.zeros((4, 2), jnp.uint8), jnp.zeros((0, 16), jnp.uint32)
+      >>> int(smallest(code, code, jnp.zeros((4, 2), jnp.int32), no_tables).mode)
+      2
+    """
+    contexts, symbols = frequencies.shape
+    lanes, capacity = code.shape[1], words_for(q.size, symbols)
+    place = context * symbols + code.astype(jnp.int32)
+    joint = tables.histogram(place, (contexts + 2) * symbols).reshape(-1, symbols)
+    counts = jnp.sum(joint[: contexts + 1], axis=0, dtype=jnp.int32)
+    table = tables.frequencies(counts, unseen=False)
+    # Rounded as it comes: the stream carries the choice, so nobody has to repeat it.
+    bits = tables.table_bits(counts, table) + jnp.float32(16 * symbols)
+    order0 = jnp.bool_(not contexts) | (bits < tables.table_bits(joint[:contexts], frequencies))
+    place = jnp.where(order0, jnp.maximum(context, contexts) * symbols, context * symbols)
+    entries = tables.encode_table(_with_table(frequencies, table)).reshape(-1)
+    entries = entries.at[place + code.astype(jnp.int32)].get(mode="clip")
+    words, count, states = rans.rans_encode(entries, capacity)
+    table = jnp.where(order0, table, jnp.uint32(0)).astype(jnp.uint16)
+    raw = count + 2 * lanes + jnp.where(order0, symbols, 0) >= capacity
+    known = jnp.max(q).astype(jnp.int32) < symbols
+    return Stream(
+        jnp.where(raw, _packed(q, symbols), words),
+        jnp.where(known, jnp.where(raw, capacity, count), -1),
+        jnp.where(raw, jnp.uint32(0), states),
+        jnp.where(raw, jnp.uint16(0), table),
+        jnp.where(raw, RAW, jnp.where(order0, ORDER0, BY_CONTEXT)).astype(jnp.uint8),
+    )
+
+
+def by_tables(
+    stream: Stream, shape: tuple[int, ...], frequencies: Array, run: Decoding
+) -> tuple[Array, Array]:
+    """The codes of a stream of any mode, and whether it ends as an encoded one does.
+
+    Args:
+      stream: of the right shapes.
+      shape: of the codes.
+      frequencies: uint32 ``[contexts, symbols]``; may have no rows.
+      run: from a reader, decoding tables ``[contexts + 2, 4096]`` and whether all is order 0, to
+        the reader after the last code, and the codes.
+
+    Returns:
+      ``(q, valid)``: uint8 of that shape, bool.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> no_tables = jnp.zeros((0, 16), jnp.uint32)
+      >>> q = jnp.zeros((1, 1), jnp.uint8)
+      >>> stream = smallest(q, q, jnp.zeros((1, 1), jnp.int32), no_tables)
+      >>> q, valid = by_tables(stream, (1, 1), no_tables, lambda reader, *_: (reader, q))
+      >>> q.tolist(), bool(valid)
+      ([[0]], True)
+    """
+    symbols = frequencies.shape[1]
+
+    def coded() -> tuple[Array, Array]:
+        order0 = stream.mode == ORDER0
+        table = stream.table.astype(jnp.uint32)
+        sound = jnp.where(
+            order0, jnp.sum(table, dtype=jnp.uint32) == tables.SLOTS, ~jnp.any(table > 0)
+        )
+        known = order0 if not len(frequencies) else order0 | (stream.mode == BY_CONTEXT)
+        # Shares above 4096 would spill into other fields of the decoding table.
+        table = jnp.minimum(table, jnp.uint32(tables.SLOTS))
+        decoding = tables.decode_table(_with_table(frequencies, table))
+        reader, q = run(rans.Reader(stream.states, stream.words), decoding, order0)
+        return q, sound & known & rans.rans_ended(reader, stream.count)
+
+    return lax.cond(stream.mode == RAW, lambda: _unpacked(stream, shape, symbols), coded)
+
+
+def _with_table(frequencies: Array, table: Array) -> Array:
+    """The tables there are, one more, and one for no code at all."""
+    none = jnp.zeros_like(table).at[0].set(jnp.uint32(tables.SLOTS))
+    return jnp.concatenate([frequencies, jnp.stack([table, none])])
+
+
+def _packed(q: Array, symbols: int) -> Array:
+    """Raw codes in words, low byte first."""
+    bits, capacity = raw_bits(symbols), words_for(q.size, symbols)
+    rows = jnp.pad(q.reshape(-1, 1), ((0, 16 // bits * capacity - q.size), (0, 0)))
+    low, high = pack_bits(rows, bits).reshape(-1, 2).T.astype(jnp.uint16)
+    return low | (high << jnp.uint16(8))
+
+
+def _unpacked(stream: Stream, shape: tuple[int, ...], symbols: int) -> tuple[Array, Array]:
+    """The codes of raw words, and whether they are all codes."""
+    bits, size, words = raw_bits(symbols), math.prod(shape), stream.words
+    packed = jnp.stack([words, words >> jnp.uint16(8)], axis=1).astype(jnp.uint8).reshape(-1, 1)
+    q = unpack_bits(packed, bits, 16 // bits * len(words)).reshape(-1)
+    unused = ~(jnp.any(stream.states > 0) | jnp.any(stream.table > 0) | jnp.any(q[size:] > 0))
+    valid = unused & jnp.all(q.astype(jnp.int32) < symbols) & (stream.count == len(words))
+    return q[:size].reshape(shape), valid
