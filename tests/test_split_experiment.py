@@ -134,7 +134,7 @@ def test_an_interrupted_device_continues(tmp_path):
         ("serve --set codec=jpeg", "codec='jpeg' is unknown: choose one of float32, int8"),
         ("serve --set devices=0", "devices=0 is too small: choose 1 or more"),
         (
-            "serve --set codec=sgq_groups --set group_size=7",
+            "serve --set codec=sgq_groups group_size=7",
             "group_size is 7, which does not cut 64 channels",
         ),
         ("serve --set batch=10000", "batch=10000 does not fit a device's images"),

@@ -91,8 +91,8 @@ def coded(
       >>> shape = jax.ShapeDtypeStruct((1, 2), jnp.float32)
       >>> up = collab.coded(tinyjax.sgq(), shape).up
       >>> frame, state = up.encode(jnp.array([[0.0, 15.0]]), up.init(), 0)
-      >>> up.decode(frame, state)[0].tolist()
-      [[0.0, 15.0]]
+      >>> [round(value, 1) for value in up.decode(frame, state)[0][0].tolist()]
+      [0.0, 15.0]
     """
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
     up = jax.eval_shape(codec.encode, features)
