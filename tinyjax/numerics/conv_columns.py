@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tinyjax.numerics.conv_taps import ConvSpec, Space, dx_padding, padded, views
+from tinyjax.numerics.conv_taps import ConvSpec, Space, as_dense, padded, views
 from tinyjax.numerics.integer_ops import MAX_CONTRACTION, Sums, dot, spans
 from tinyjax.numerics.layout import keep, row_major
 
@@ -38,11 +38,7 @@ def column_conv(x: Array, w: Array, spec: ConvSpec) -> Sums:
 
 def column_conv_dx(g: Array, w: Array, spec: ConvSpec, space: Space) -> Sums:
     """:func:`integer_conv.conv_dx`, as one product, with zeros between the pixels of a stride."""
-    taps = w.shape[:-2]
-    g = padded(g, dx_padding(taps, spec, space, g.shape[1:-1]), spec.strides)
-    flipped = lax.rev(w, range(len(taps))).swapaxes(-1, -2)
-    dense = ConvSpec((1,) * len(taps), ((0, 0),) * len(taps), spec.dilation, 1)
-    return column_conv(g, flipped, dense)
+    return column_conv(*as_dense(g, w, spec, space))
 
 
 def column_conv_dw(x: Array, g: Array, spec: ConvSpec, taps: Space, cached: int) -> Sums:

@@ -20,6 +20,7 @@ from tinyjax.numerics.layout import channels_to_front, keep, row_major
 
 __all__ = [
     "ConvSpec",
+    "as_dense",
     "dx_padding",
     "padded",
     "tap_conv",
@@ -78,6 +79,11 @@ def tap_conv_dx(g: Array, w: Array, spec: ConvSpec, space: Space) -> Sums:
     To put each tap's product back where its pixels came from would be as many products, but a
     padding for each, and in a fused pad every value that is read is behind a branch.
     """
+    return tap_conv(*as_dense(g, w, spec, space))
+
+
+def as_dense(g: Array, w: Array, spec: ConvSpec, space: Space) -> tuple[Array, Array, ConvSpec]:
+    """The input gradient as a convolution without stride or padding: its operands and the rest."""
     taps, groups = w.shape[:-2], spec.groups
     g = padded(g, dx_padding(taps, spec, space, g.shape[1:-1]), spec.strides)
     # [*taps, features, groups * c]: flipped, and transposed group by group
@@ -85,7 +91,7 @@ def tap_conv_dx(g: Array, w: Array, spec: ConvSpec, space: Space) -> Sums:
     kernel = jnp.moveaxis(kernel, -1, -3).swapaxes(-1, -2)
     kernel = kernel.reshape(*taps, w.shape[-1] // groups, -1)
     ones, none = (1,) * len(taps), ((0, 0),) * len(taps)
-    return tap_conv(g, kernel, ConvSpec(ones, none, spec.dilation, groups))
+    return g, kernel, ConvSpec(ones, none, spec.dilation, groups)
 
 
 def dx_padding(taps: Space, spec: ConvSpec, space: Space, out: Space) -> Pads:
