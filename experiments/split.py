@@ -157,17 +157,16 @@ def _zstd(codec: Callable[[Config], Codec]) -> Callable[..., collab.Ways]:
         zstandard = imported("zstandard")
         most = 8 * features.size + 65536
 
-        def unpack(frame: bytes) -> Any:
+        def unpack(frame: bytes, known: Any) -> Any:
             try:
                 if not 0 <= zstandard.get_frame_parameters(frame).content_size <= most:
                     raise ValueError(f"a compressed frame says it holds more than {most} bytes")
-                return wire.unpack(
-                    zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
-                )
+                whole = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+                return wire.unpack(whole, known)
             except zstandard.ZstdError as error:
                 raise ValueError(f"a frame cannot be decompressed: {error}") from error
 
-        pack = lambda code: compress(wire.pack(code))
+        pack = lambda code, known: compress(wire.pack(code, known))
         return collab.coded(codec(config), features, pack, unpack)
 
     return ways
