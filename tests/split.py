@@ -43,6 +43,8 @@ def ways(codec="sgq"):
     made = {
         "sgq": lambda: collab.coded(CODEC, FEATURES),
         "masked": lambda: collab.coded(MASKED, FEATURES),
+        "compressed": lambda: collab.compressed(CODEC, FEATURES, samples=2 * BATCH),
+        "compressed and masked": lambda: collab.compressed(MASKED, FEATURES, samples=2 * BATCH),
         "plain": lambda: collab.plain(FEATURES),
         "remembering": remembering,
     }

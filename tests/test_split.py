@@ -1,5 +1,6 @@
 """Split training without a network: numbers taken once, whatever is lost and whoever is killed."""
 
+import functools
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -34,15 +35,15 @@ def _compiled_once(monkeypatch):
     compiled_once(monkeypatch)
 
 
-WAYS = {name: split.ways(name) for name in ("sgq", "masked", "plain", "remembering")}
+ways_of = functools.cache(split.ways)
 
 
 def cloud_of(codec="sgq", **settings):
-    return collab.Cloud(split.upper(), WAYS[codec], **settings)
+    return collab.Cloud(split.upper(), ways_of(codec), **settings)
 
 
 def device_of(dial, number=0, codec="sgq", **settings):
-    return collab.Device(split.lower(number), WAYS[codec], dial, device=number, **settings)
+    return collab.Device(split.lower(number), ways_of(codec), dial, device=number, **settings)
 
 
 def equal(a, b):
@@ -184,8 +185,18 @@ def kept(codec, folder):
     return world
 
 
-def test_ends_keep_the_features_of_masked_gradients(tmp_path):
-    kept("masked", tmp_path)
+@pytest.mark.parametrize(
+    "codec",
+    [
+        "masked",
+        *(
+            pytest.param(f"compressed{more}", marks=pytest.mark.slow)
+            for more in ("", " and masked")
+        ),
+    ],
+)
+def test_ends_keep_features_and_states_of_coders(tmp_path, codec):
+    kept(codec, tmp_path)
 
 
 def test_codecs_with_a_memory_keep_it(tmp_path):
@@ -247,7 +258,7 @@ def a_step(number=1, device=0, durable=0, labels=split.BATCH, frame=None):
     x, all_labels = split.batch(device, 0)
     del x
     if frame is None:
-        ways = WAYS["sgq"]
+        ways = ways_of("sgq")
         x = np.ones(split.FEATURES.shape, np.float32) * number
         frame, _ = ways.up.encode(x, ways.device, 0)
     return Message(Kind.STEP, device, number, durable, labels=all_labels[:labels], frame=frame)
@@ -487,7 +498,7 @@ def test_messages_without_bytes_are_refused(message, words):
 
 
 def test_a_masked_gradient_is_that_of_the_features_last_sent(rng):
-    codec, ways = split.MASKED, WAYS["masked"]
+    codec, ways = split.MASKED, ways_of("masked")
     device, cloud = ways.device, ways.cloud
     for seed in range(3):
         x = np.maximum(rng.normal(size=split.FEATURES.shape), 0).astype(np.float32)
