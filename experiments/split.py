@@ -165,7 +165,7 @@ def _zstd(codec: Callable[[Config], Codec]) -> Callable[..., collab.Ways]:
                 if not 0 <= zstandard.get_frame_parameters(frame).content_size <= most:
                     raise ValueError(f"a compressed frame says it holds more than {most} bytes")
                 whole = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
-                return wire.unpack(whole, known)
+                return wire.unpack(whole, known, most=features.size)
             except zstandard.ZstdError as error:
                 raise ValueError(f"a frame cannot be decompressed: {error}") from error
 

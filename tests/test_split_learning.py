@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -162,6 +163,23 @@ def test_every_other_frame_is_refused(rng):
     # A stream for another state than the cloud has.
     with pytest.raises(ValueError, match="frame"):
         ways.up.decode(frames[2][0], ways.cloud)
+
+
+def test_forged_streams_are_refused_or_are_features(rng):
+    """Damage below a checksum that is right: what a device with credentials could send."""
+    ways, refused = WAYS("one step"), 0
+    frame, _ = ways.up.encode(jnp.asarray(drawn(rng, 0)), ways.device, 0)
+    for _ in range(100):
+        data = bytearray(frame[:-4])
+        data[rng.integers(4 + 24 + 16 + 35, len(data))] ^= 1 << rng.integers(8)
+        forged = bytes(data) + zlib.crc32(data[4:]).to_bytes(4, "little")
+        try:
+            x, _ = ways.up.decode(forged, ways.cloud)
+        except ValueError:
+            refused += 1
+        else:
+            assert (x.shape, x.dtype) == (SHAPE, np.float32)
+    assert refused > 90  # a stream has to end as it should
 
 
 def test_frames_of_others_are_refused(rng):

@@ -30,7 +30,7 @@ import numpy as np
 
 from tinyjax import entropy, wire
 from tinyjax.base import Array, Codec
-from tinyjax.codes import FeatureCode
+from tinyjax.codes import FeatureCode, plain
 from tinyjax.collab.ways import Way, Ways, demand_alike, unread
 from tinyjax.contexts import State, fit_contexts
 from tinyjax.streams import coded_bits, order0_bits
@@ -109,7 +109,7 @@ def compressed(codec: Codec, features: jax.ShapeDtypeStruct, *, samples: int = 1
             f"{list(features.shape)}: use larger batches, or coded"
         )
     watch = _Watch(np.zeros((), np.int32), *[np.zeros((), np.float32)] * 3)
-    recent = np.zeros((-(-samples // code.shape[0]), *code.packed.shape), np.uint8)
+    recent = np.zeros((-(-samples // code.shape[0]), *plain(code.packed).shape), np.uint8)
     device, cloud = _Device(code, none, watch, recent), _Cloud(code, none)
     up, down = _up(codec, features, device, samples), _down(codec, features, code)
     return Ways(up, down, features, device, cloud)
@@ -120,13 +120,13 @@ def _up(codec: Codec, features: jax.ShapeDtypeStruct, first: _Device, samples: i
     quantize = jax.jit(codec.encode)
 
     @jax.jit
-    def compress(code: FeatureCode, state: State) -> tuple[FeatureCode, Array, Array]:
+    def compress(code: Any, state: State) -> tuple[Any, Array, Array]:
         small = entropy.compress(code, state)
         bits = coded_bits(small.packed).astype(jnp.float32)
         return small, bits, order0_bits(symbols(code), 2**code.bits)
 
     @jax.jit
-    def expand(small: FeatureCode, state: State) -> tuple[FeatureCode, Array, Array]:
+    def expand(small: Any, state: State) -> tuple[Any, Array, Array]:
         code, valid = entropy.expand(small, state)
         return code, codec.decode(code), valid
 
@@ -135,16 +135,16 @@ def _up(codec: Codec, features: jax.ShapeDtypeStruct, first: _Device, samples: i
     def encode(x: Array, end: _Device, seed: int) -> tuple[bytes, _Device]:
         del seed
         end, news = _learned(_remembered(end, quantize(x)), samples)
-        small, bits, plain = compress(end.code, end.state)
+        small, bits, order0 = compress(end.code, end.state)
         if not news:
-            watch = _watched(end.watch, np.float32(bits), np.float32(plain))
+            watch = _watched(end.watch, np.asarray(bits), np.asarray(order0))
             end = end._replace(watch=watch)
         return _LENGTH.pack(len(news)) + news + wire.pack(small), end
 
     def decode(frame: bytes, end: _Cloud) -> tuple[Array, _Cloud]:
         news, rest = _parts(frame)
         if news:
-            state = wire.unpack(news, most=features.size)
+            state: Any = wire.unpack(news, most=features.size)
             demand_alike(state, first.state, frame, features)
             end = end._replace(state=state)
         small = wire.unpack(rest, most=features.size)
@@ -207,11 +207,11 @@ def _learned(end: _Device, samples: int) -> tuple[_Device, bytes]:
     return end._replace(state=state, watch=watch), news
 
 
-def _watched(watch: _Watch, bits: np.ndarray, plain: np.ndarray) -> _Watch:
-    """The watch after a frame that took ``bits``, where one table would have taken ``plain``."""
+def _watched(watch: _Watch, bits: np.ndarray, order0: np.ndarray) -> _Watch:
+    """The watch after a frame that took ``bits``, where one table would have taken ``order0``."""
     if watch.usual == 0:
-        return watch._replace(usual=np.asarray(bits / plain, np.float32))
-    lost = watch.lost + bits - _NOISE * watch.usual * plain
+        return watch._replace(usual=np.asarray(bits / order0, np.float32))
+    lost = watch.lost + bits - _NOISE * watch.usual * order0
     return watch._replace(lost=np.asarray(np.maximum(lost, 0), np.float32))
 
 

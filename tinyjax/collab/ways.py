@@ -9,6 +9,7 @@ package knows how codes are packed, here and in :mod:`tinyjax.collab.learning`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -71,7 +72,7 @@ def coded(
     codec: Codec,
     features: jax.ShapeDtypeStruct,
     pack: Callable[[Any, Any], bytes] = wire.pack,
-    unpack: Callable[[bytes, Any], Any] = wire.unpack,
+    unpack: Callable[[bytes, Any], Any] | None = None,
 ) -> Ways:
     """A link through a codec. Its ends keep the code of the features last sent.
 
@@ -80,7 +81,8 @@ def coded(
       features: shape and dtype of every batch of features.
       pack: ``pack(code, known) -> bytes``; ``known`` is the code of the features that a gradient
         is of, and None for features.
-      unpack: ``unpack(bytes, known) -> code``, a ValueError for bytes that ``pack`` does not make.
+      unpack: ``unpack(bytes, known) -> code``, a ValueError for bytes that ``pack`` does not make;
+        ``tinyjax.wire.unpack`` if it is None.
 
     Returns:
       Both ways. A frame whose code would not be one of ``features`` is refused before decoding, so
@@ -98,6 +100,7 @@ def coded(
       >>> [round(value, 1) for value in x[0].tolist()]
       [0.0, 15.0]
     """
+    read = unpack or partial(wire.unpack, most=features.size)
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
     up = jax.eval_shape(codec.encode, features)
     down = jax.eval_shape(codec.encode_gradient, features, seed, up)
@@ -112,7 +115,7 @@ def coded(
 
     def receive(frame: bytes, end: Any) -> tuple[Array, Any]:
         del end
-        code = unpack(frame, None)
+        code = read(frame, None)
         demand_alike(code, up, frame, features)
         return decode(code), code
 
@@ -120,7 +123,7 @@ def coded(
         return pack(encode_gradient(g, jnp.uint32(seed), end), end), end
 
     def receive_back(frame: bytes, end: Any) -> tuple[Array, Any]:
-        code = unpack(frame, end)
+        code = read(frame, end)
         demand_alike(code, down, frame, features)
         return decode_gradient(code), end
 
