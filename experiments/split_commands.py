@@ -187,7 +187,7 @@ def link(
     *,
     set: tuple[str, ...] = (),
     out: Path = Path("out/split_link"),
-    rho: tuple[float, ...] = (5.0, 25.0, 60.0),
+    rho: tuple[float, ...] = (5.0, 10.0, 25.0),
     smoke: bool = False,
 ) -> None:
     """Measures every codec without a link and on slow ones, next to what a formula predicts.

@@ -168,7 +168,7 @@ def split_accuracy(arms: Sequence[Any]) -> Any:
       arms: of `links.accuracy`.
     """
     headings = ("codec", "accuracy", "to float32", "up", "down", "both ways less than float32")
-    table = _table(*headings, "than int4", "cosine of gradients")
+    table = _table(*headings, "than int4_zstd", "cosine of gradients")
     for arm in arms:
         to = None if arm.to_float32 is None else arm.to_float32._asdict()
         table.add_row(
@@ -178,7 +178,7 @@ def split_accuracy(arms: Sequence[Any]) -> Any:
             f"{arm.up_ratio:.1f}x",
             f"{arm.down_ratio:.1f}x",
             f"{arm.ratios['float32']:.2f}x",
-            f"{arm.ratios['int4']:.2f}x",
+            f"{arm.ratios['int4_zstd']:.2f}x",
             f"{arm.cosine_at_start:.3f} to {arm.cosine:.3f}",
         )
     return table
