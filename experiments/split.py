@@ -34,6 +34,7 @@ __all__ = [
     "Halves",
     "Lower",
     "Run",
+    "Span",
     "Step",
     "Upper",
     "accuracy",
@@ -241,15 +242,18 @@ def prepared(config: Config) -> tuple[Halves, int]:
 # --- the sides -----------------------------------------------------------------------------------
 
 
-def timed(ways: collab.Ways, taken: list[float]) -> collab.Ways:
-    """The same ways, which note down the seconds of each call, waiting for its input left out."""
+Span = tuple[float, float]  # seconds of a clock, when something began and when it ended
+
+
+def timed(ways: collab.Ways, taken: list[Span]) -> collab.Ways:
+    """The same ways, which note down when each call had its input and when its result was there."""
 
     def clocked(call: Callable[..., Any]) -> Callable[..., Any]:
         def done(*given: Any) -> Any:
             jax.block_until_ready(given)
             start = time.perf_counter()
             result = jax.block_until_ready(call(*given))
-            taken.append(time.perf_counter() - start)
+            taken.append((start, time.perf_counter()))
             return result
 
         return done
@@ -259,7 +263,7 @@ def timed(ways: collab.Ways, taken: list[float]) -> collab.Ways:
 
 
 def cloud_of(
-    config: Config, folder: Path | None, save_every: int = 50, taken: list[float] | None = None
+    config: Config, folder: Path | None, save_every: int = 50, taken: list[Span] | None = None
 ) -> collab.Cloud:
     """The cloud of a training, continued from its folder.
 
@@ -267,7 +271,7 @@ def cloud_of(
       config: of the training.
       folder: of its checkpoints; None keeps none.
       save_every: messages between two checkpoints.
-      taken: where the seconds of each decoding and encoding are noted down.
+      taken: where it is noted down when each decoding and encoding was done.
     """
     parts, _ = prepared(config)
     return collab.Cloud(
@@ -291,6 +295,7 @@ class Step(NamedTuple):
     loss: float
     seconds: float  # all of it
     codec: float  # seconds of these that the device encoded and decoded
+    waited: float  # seconds between the two
 
 
 class Run(NamedTuple):
@@ -322,7 +327,7 @@ def run(
       save_every: steps between two checkpoints.
     """
     parts, steps = prepared(config)
-    taken: list[float] = []
+    taken: list[Span] = []
     device = collab.Device(
         parts.lower,
         timed(parts.ways, taken),
@@ -336,11 +341,15 @@ def run(
     )
     losses, seconds = [], []
     for images, labels in batches(config, number, device.steps):
-        taken.clear()
         start = time.perf_counter()
         losses.append(device.step(images, labels))
         seconds.append(time.perf_counter() - start)
-        tell(Step(device.steps, steps, losses[-1], seconds[-1], sum(taken)))
+        encoded, decoded = taken[-2:]
+        codec, waited = (
+            sum(end - start for start, end in (encoded, decoded)),
+            decoded[0] - encoded[1],
+        )
+        tell(Step(device.steps, steps, losses[-1], seconds[-1], codec, waited))
     device.finish()
     last = float(np.mean(losses[-_LAST:])) if losses else float("nan")
     rate = config.batch / float(np.mean(seconds[1:])) if seconds[1:] else float("nan")

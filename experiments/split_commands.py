@@ -55,15 +55,17 @@ def serve(
     """
     config = _config(set, smoke)
     shown = _credentials(keys, "cloud")
-    taken: list[float] = []
+    taken: list[split.Span] = []
     cloud = split.cloud_of(config, out, taken=taken)
     with collab.serve(cloud, address, credentials=shown) as server:
         print(f"serving {config.devices} device(s) on {server.address}", flush=True)
         cloud.wait()
         time.sleep(linger)
     _write(out / "cloud.msgpack", flax.serialization.to_bytes(cloud.params))
-    calls = zip(taken[::2], taken[1::2], strict=False)  # decoding, encoding
-    record = {"config": asdict(config), "codec_seconds": [sum(pair) for pair in calls]}
+    both = list(zip(taken[::2], taken[1::2], strict=False))  # decoding, encoding
+    codec = [sum(end - start for start, end in calls) for calls in both]
+    busy = [encoded[1] - decoded[0] for decoded, encoded in both]
+    record = {"config": asdict(config), "codec_seconds": codec, "busy_seconds": busy}
     _write(out / "cloud.json", json.dumps(record, indent=2).encode())
     print(f"all have finished: {cloud.taken} messages")
 
@@ -95,7 +97,7 @@ def device(
     with collab.Dial(address, device=number, credentials=shown, link=_link(link)) as dial:
 
         def tell(step: split.Step) -> None:
-            each.append([step.seconds, step.codec, *dial.traffic])
+            each.append([step.seconds, step.codec, step.waited, *dial.traffic])
             if step.done % _TOLD_EVERY and step.done != step.steps:
                 return
             up, down = (count / 1e6 for count in dial.traffic)
@@ -114,7 +116,7 @@ def device(
         "link": link,
         "socket_bytes": traffic,
         **{name: getattr(found, name) for name in split.Run._fields if name != "params"},
-        "each": each,  # step: seconds, those of the codec here, bytes up and down so far
+        "each": each,  # step: seconds, the codec's here, waiting, bytes up and down so far
     }
     _write(out / f"device-{number}.msgpack", flax.serialization.to_bytes(found.params))
     _write(out / f"device-{number}.json", json.dumps(record, indent=2).encode())

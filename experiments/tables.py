@@ -1,5 +1,6 @@
 """What the command line prints at the end of a run: compact rich tables."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
@@ -191,7 +192,7 @@ def split_link(found: Sequence[Any]) -> Any:
       found: of `links.link`.
     """
     headings = ("codec", "link", "rho", "r", "kappa", "images/s", "over float32", "formula")
-    table = _table(*headings, "deviation", "over int8", "over int4", "over int4_zstd")
+    table = _table(*headings, "deviation", "beforehand", "over int8", "int4", "int4_zstd")
     for one in found:
         table.add_row(
             one.codec,
@@ -203,7 +204,8 @@ def split_link(found: Sequence[Any]) -> Any:
             f"{one.speedup:.2f}x",
             f"{one.predicted:.2f}x",
             f"{one.deviation:+.1%}",
-            *(f"{one.over[name]:.2f}x" for name in ("int8", "int4", "int4_zstd")),
+            f"{one.beforehand:.2f}x",
+            *(f"{one.over.get(name, math.nan):.2f}x" for name in ("int8", "int4", "int4_zstd")),
         )
     return table
 
