@@ -225,7 +225,21 @@ def test_the_gpu_script_runs_as_it_would_there(tmp_path, monkeypatch):
     assert all(row["integers_equal"] for row in found["products"])
     for row in (*found["products"], *found["steps"]):
         assert row.keys() >= {"int8_ms", "bf16_ms", "f32_ms", "speedup_bf16", "speedup_f32"}
-    assert found["codes"] == {"nearest": 1.0, "stochastic": 1.0}  # here both are the CPU
+    assert found["codes"] == [{"nearest": 1.0, "stochastic": 1.0}]  # here both are the CPU
+
+
+@pytest.mark.slow
+def test_the_bits_of_sgq_are_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    file = tmp_path / "gpu.json"
+    assert gpu.main(["sgq", "--smoke", "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert all(row["encode_mps"] > 0 and row["decode_mps"] > 0 for row in found["speeds"])
+    equal = {"frames_equal": True, "expanded_equal": True, "decoded_equal": True}
+    assert found["bits"] == [{"codes_equal": 1.0, **equal}]
+    wrong = {"frames_equal": False}
+    monkeypatch.setitem(gpu.BENCHMARKS, "sgq", lambda *_: [("bits", wrong)])
+    assert gpu.main(["sgq", "--smoke", "--json", str(file)]) == 1
 
 
 def test_the_gpu_script_wants_a_gpu(capsys):
