@@ -190,6 +190,9 @@ def test_sgq_has_a_row_for_every_case(tmp_path):
     assert rows["int4"]["snr_db"] < rows["groups_packed"]["snr_db"] < rows["int8"]["snr_db"]
     assert 17 < rows["sgq_packed"]["snr_db"] < rows["int8"]["snr_db"]
     assert rows["int4_zstd"]["ratio_f32"] > rows["int4"]["ratio_f32"]
+    ratios = [rows[f"sgq_{how}"]["ratio_f32"] for how in ("packed", "order0", "contexts")]
+    assert ratios == sorted(ratios)
+    assert rows["sgq_contexts"]["state_bytes"] == 24 + 8 + 4 + 232 * 64 + 156 + 336 + 252 * 16
 
 
 @pytest.mark.parametrize("case", ["block", pytest.param("backbone", marks=pytest.mark.slow)])
