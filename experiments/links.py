@@ -30,7 +30,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any, NamedTuple
 
 import flax.serialization
@@ -262,8 +262,8 @@ def _shared(config: Config) -> dict[str, Any]:
 class Speed(NamedTuple):
     """A codec on a link, next to the formula.
 
-    ``C`` is what both sides compute in a step besides the codec, in seconds: the mean of all runs
-    on this link, as the time of a step less those on the link and of the codec.
+    ``C`` is what both sides compute in a step besides the codec, in seconds: the time of a step
+    less that on the link and that of the codec, the median of all runs on this link.
     """
 
     codec: str
@@ -328,7 +328,7 @@ def speed(codec: str, link: str, free: dict[str, Any], runs: dict[str, Any], bat
         rho = _size(exact) / rate / computing
         return rho, kappa, (1 + rho) / (1 + rho / r + kappa)
 
-    rho, kappa, predicted = formula(runs, mean(map(_computing, runs.values())))
+    rho, kappa, predicted = formula(runs, median(map(_computing, runs.values())))
     _, _, beforehand = formula(free, _computing(free["float32"]))
     speedup = exact["seconds"] / found["seconds"]
     others = [other for other in _OTHERS if other in runs]

@@ -30,6 +30,7 @@ from experiments.extras import imported
 from tinyjax import collab
 
 _TOLD_EVERY = 20  # steps
+_WIDTH = 150  # characters of a table
 
 __all__ = ["COMMANDS", "accuracy", "certs", "device", "link", "main", "score", "serve"]
 
@@ -212,7 +213,7 @@ def _command(name: str, set: Sequence[str], rest: str) -> str:
 
 
 def _print(table: object) -> None:
-    imported("rich").get_console().print(table, soft_wrap=True)
+    imported("rich.console").Console(width=_WIDTH).print(table)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
