@@ -1,11 +1,22 @@
 """Settings every test runs under: strict dtype promotion, two CPU devices, fixed seeds."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 
 # Times of an audit that are measured beside other tests are nobody's: set before tinyjax is there.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tinyjax-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
+# What one process of a run has compiled the others load: the same compiler, with the same options.
+# The first of them makes the folder, and the next run starts with none.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="tinyjax-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import hypothesis
 import jax
