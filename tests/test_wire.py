@@ -348,7 +348,7 @@ def test_what_is_no_code_is_not_packed():
     with pytest.raises(ValueError, match="unpack was given str: give it the bytes"):
         wire.unpack("SGQR")
     for quantizer in (stripe_groups(group_size=2), global_step()):
-        many = jax.vmap(quantizer)(jnp.ones((3, 2, 4)))
+        many = jax.jit(jax.vmap(quantizer))(jnp.ones((3, 2, 4)))
         with pytest.raises(ValueError, match=r"of this code is .* pack each code of a vmap"):
             wire.pack(many)
     code = made(StepCode, (2, 4), 4)

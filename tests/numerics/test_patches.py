@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from tests.oracles import patches as oracle
 from tinyjax.numerics import patches
 
-
 window_any = jax.jit(patches.window_any, static_argnums=(1, 2, 3, 4))
 read_window = jax.jit(patches.read_window, static_argnums=(1, 2, 3))
 
