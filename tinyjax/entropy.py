@@ -15,7 +15,7 @@ from typing import TypeVar
 import jax.numpy as jnp
 
 from tinyjax.base import Array
-from tinyjax.codes import FeatureCode, GainCode, GroupCode, SGQGradient, StepCode, plain
+from tinyjax.codes import FeatureCode, GainCode, SGQGradient, plain
 from tinyjax.contexts import State, fit_contexts
 from tinyjax.lossless import decode, encode
 from tinyjax.numerics import pack_bits
@@ -25,7 +25,7 @@ from tinyjax.transforms.quantizers import nonzero, symbols
 
 __all__ = ["compress", "expand", "fit"]
 
-Code = TypeVar("Code", StepCode, GroupCode, SGQGradient)
+Code = TypeVar("Code", bound=FeatureCode | SGQGradient)
 
 
 def fit(code: FeatureCode) -> State:
@@ -125,7 +125,7 @@ def expand(
         _check_state(code, state)
         q, valid = decode(state, stream, code.shape)
     q = q.reshape(math.prod(code.shape[:-1]), code.shape[-1])
-    return dataclasses.replace(code, packed=pack_bits(q, code.bits)), valid
+    return dataclasses.replace(code, packed=pack_bits(q, _bits(code))), valid
 
 
 def _mask(code: SGQGradient, features: FeatureCode | None) -> Array | None:
