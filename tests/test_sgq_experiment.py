@@ -118,7 +118,7 @@ def test_settings_that_do_not_fit_the_features_are_told_before_training():
         sgq.run(replace(TINY, quantizer="groups", group_size=20))
 
 
-@pytest.mark.parametrize("model", sgq.CUTS)
+@pytest.mark.parametrize("model", ["small_cnn", pytest.param("vgg6", marks=pytest.mark.slow)])
 def test_what_crosses_is_what_the_layers_meet(rng, model):
     network = models.MODELS[model]()
     images = jnp.asarray(rng.random((4, 16, 16, 1)), jnp.float32)

@@ -55,7 +55,10 @@ def test_equal_to_int64(rng, case):
     check(rng, *CASES[case])
 
 
-@pytest.mark.parametrize("case", ["same", "stride", "depthwise", "groups"])
+@pytest.mark.parametrize(
+    "case",
+    ["same", "depthwise", *(pytest.param(c, marks=pytest.mark.slow) for c in ("stride", "groups"))],
+)
 def test_equal_outside_jit(rng, case):
     check(rng, *CASES[case], jit=lambda f: f)
 
