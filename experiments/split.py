@@ -26,7 +26,7 @@ from experiments.carriers import compress, uniform
 from experiments.errors import UserError
 from experiments.extras import imported
 from experiments.train import create_state, cross_entropy
-from tinyjax import Codec, collab, global_step, sgq, stripe_groups, wire
+from tinyjax import Codec, collab, global_step, sgq, stripe_gains, stripe_groups, wire
 
 __all__ = [
     "CODECS",
@@ -62,7 +62,7 @@ class Config:
     dataset: str = "fashion_mnist_sample"  # one of data.NAMES
     devices: int = 1  # they take turns
     average_every: int = 0  # steps after which lower halves are averaged; 0 for never
-    group_size: int = 16  # of sgq_groups: channels that share a scale
+    group_size: int = 16  # of sgq_groups and sgq_gains: channels that share a scale
     bits: int = 4  # of sgq: of a feature
     error: float = 0.3  # of sgq: of a gradient, relative, at most
     epochs: int = 8
@@ -189,6 +189,10 @@ def _sgq_groups(config: Config) -> Codec:
     return sgq(quantizer=groups, error=config.error)
 
 
+def _sgq_gains(config: Config) -> Codec:
+    return sgq(quantizer=stripe_gains(group_size=config.group_size), error=config.error)
+
+
 CODECS: dict[str, Callable[[Config, jax.ShapeDtypeStruct], collab.Ways]] = {
     "float32": lambda config, features: collab.plain(features),
     "int8": _through(lambda config: uniform(8)),
@@ -196,6 +200,7 @@ CODECS: dict[str, Callable[[Config, jax.ShapeDtypeStruct], collab.Ways]] = {
     "int4_zstd": _zstd(lambda config: uniform(4)),
     "sgq": _through(_sgq),
     "sgq_groups": _through(_sgq_groups),
+    "sgq_gains": _through(_sgq_gains),
     "sgq_entropy": _learning(_sgq),
     "sgq_masked": _learning(partial(_sgq, exact=True)),
 }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import split
-from tinyjax import collab, global_step, sgq, stripe_groups, wire
+from tinyjax import collab, global_step, sgq, stripe_gains, stripe_groups, wire
 from tinyjax.collab import learning
 
 SHAPE = (4, 16, 16, 16)
@@ -202,8 +202,9 @@ def test_frames_of_others_are_refused(rng):
 
 
 def test_what_cannot_be_learned_is_refused():
-    with pytest.raises(ValueError, match="only codes of SGQ in 2 or 4 bits"):
-        collab.compressed(sgq(quantizer=global_step(bits=8)), FEATURES)
+    for other in (global_step(bits=8), stripe_gains()):
+        with pytest.raises(ValueError, match="only codes of SGQ in 2 or 4 bits"):
+            collab.compressed(sgq(quantizer=other), FEATURES)
     with pytest.raises(ValueError, match="samples is 0: use 1 or more"):
         collab.compressed(sgq(quantizer=stripe_groups()), FEATURES, samples=0)
     with pytest.raises(ValueError, match="a state of 4096 channels takes"):

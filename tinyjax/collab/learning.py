@@ -30,7 +30,7 @@ import numpy as np
 
 from tinyjax import entropy, wire
 from tinyjax.base import Array, Codec
-from tinyjax.codes import FeatureCode, plain
+from tinyjax.codes import GroupCode, StepCode, plain
 from tinyjax.collab.ways import Way, Ways, demand_alike, unread
 from tinyjax.contexts import State, fit_contexts
 from tinyjax.streams import coded_bits, order0_bits
@@ -55,7 +55,7 @@ class _Watch(NamedTuple):
 class _Device(NamedTuple):
     """The device's end."""
 
-    code: FeatureCode  # of the features last sent, which a gradient is masked by
+    code: StepCode | GroupCode  # of the features last sent, which a gradient is masked by
     state: State
     watch: _Watch
     recent: np.ndarray  # uint8 [batches, ...]: packed codes, the newest last
@@ -64,7 +64,7 @@ class _Device(NamedTuple):
 class _Cloud(NamedTuple):
     """The cloud's end."""
 
-    code: FeatureCode
+    code: StepCode | GroupCode
     state: State
 
 
@@ -94,7 +94,7 @@ def compressed(codec: Codec, features: jax.ShapeDtypeStruct, *, samples: int = 1
       (True, True)
     """
     code = unread(jax.eval_shape(codec.encode, features))
-    if not isinstance(code, FeatureCode) or code.shape != features.shape or code.bits > 4:
+    if not isinstance(code, StepCode | GroupCode) or code.shape != features.shape or code.bits > 4:
         raise ValueError(
             "only codes of SGQ in 2 or 4 bits have contexts to be learned: give compressed a "
             "tinyjax.sgq() of such bits, or use coded"
@@ -156,15 +156,15 @@ def _up(codec: Codec, features: jax.ShapeDtypeStruct, first: _Device, samples: i
     return Way(encode, decode)
 
 
-def _down(codec: Codec, features: jax.ShapeDtypeStruct, first: FeatureCode) -> Way:
+def _down(codec: Codec, features: jax.ShapeDtypeStruct, first: StepCode | GroupCode) -> Way:
     """Gradients, from the cloud to the device."""
 
     @jax.jit
-    def compress(g: Array, seed: Array, code: FeatureCode) -> Any:
+    def compress(g: Array, seed: Array, code: StepCode | GroupCode) -> Any:
         return entropy.compress(codec.encode_gradient(g, seed, code), features=code)
 
     @jax.jit
-    def expand(small: Any, code: FeatureCode) -> tuple[Array, Array]:
+    def expand(small: Any, code: StepCode | GroupCode) -> tuple[Array, Array]:
         gradient, valid = entropy.expand(small, features=code)
         return codec.decode_gradient(gradient), valid
 
@@ -184,7 +184,7 @@ def _down(codec: Codec, features: jax.ShapeDtypeStruct, first: FeatureCode) -> W
     return Way(encode, decode)
 
 
-def _remembered(end: _Device, code: FeatureCode) -> _Device:
+def _remembered(end: _Device, code: StepCode | GroupCode) -> _Device:
     """The end with the code of another batch."""
     recent = np.concatenate([end.recent[1:], np.asarray(code.packed)[None]])
     batches = np.minimum(end.watch.batches + np.int32(1), np.int32(len(recent)))
