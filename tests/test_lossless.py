@@ -277,8 +277,10 @@ def test_what_is_refused():
             encode(state, q, lanes=lanes)
     with pytest.raises(ValueError, match="words of this stream"):
         decode(state, stream, (4, *SHAPE[1:]))
-    with pytest.raises(ValueError, match="table of this stream"):
+    with pytest.raises(ValueError, match="words of this stream"):
         decode_order0(stream, (SHAPE[0] * 180,))
+    with pytest.raises(ValueError, match="table of this stream"):
+        decode(fitted((2, 7, 7, 3), 5), encode(fitted((2, 7, 7, 3)), q[..., :3]), (*SHAPE[:3], 3))
     with pytest.raises(ValueError, match="states of this stream"):
         decode(state, dataclasses.replace(stream, states=stream.states.astype(jnp.int32)), SHAPE)
     with pytest.raises(ValueError, match="int16"):
@@ -295,7 +297,8 @@ def test_what_is_refused():
     for symbols in (1, 17, True):
         with pytest.raises(ValueError, match="from 2 to 16"):
             fit_contexts(np.zeros((1, 3), np.uint8), symbols=symbols)
-    broken = State(*(getattr(state, f.name)[:1] for f in dataclasses.fields(State)))
+    arrays = [getattr(state, f.name)[:1] for f in dataclasses.fields(State)[:-1]]
+    broken = State(*arrays, state.tag)
     with pytest.raises(ValueError, match="weights of this state"):
         states.state_to_bytes(broken)
     assert len(state.frequencies) == CONTEXTS

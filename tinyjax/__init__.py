@@ -1,6 +1,6 @@
 """tinyjax: TinyML training methods as composable, pure function transforms in JAX."""
 
-from tinyjax import numerics, transforms, wire
+from tinyjax import entropy, numerics, transforms, wire
 from tinyjax.advice import Advice, Audit
 from tinyjax.auditing import audit
 from tinyjax.base import (
@@ -71,6 +71,7 @@ __all__ = [
     "count_macs",
     "delayed",
     "detach",
+    "entropy",
     "exact",
     "frozen",
     "global_step",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from tinyjax.numerics import pack_bits, rans, tables, unpack_bits
-from tinyjax.streams import BY_CONTEXT, ORDER0, RAW, Stream, raw_bits, words_for
+from tinyjax.streams import BY_CONTEXT, ORDER0, RAW, Stream, carried_bits, raw_bits, words_for
 
 __all__ = ["Decoding", "by_tables", "smallest", "steps_of"]
 
@@ -39,7 +39,9 @@ def steps_of(x: Array, lanes: int, fill: int) -> Array:
     return x.reshape(len(x), steps, lanes)
 
 
-def smallest(q: Array, code: Array, context: Array, frequencies: Array) -> Stream:
+def smallest(
+    q: Array, code: Array, context: Array, frequencies: Array, tag: Array | int = 0
+) -> Stream:
     """The smallest stream of these codes.
 
     Args:
@@ -48,6 +50,7 @@ def smallest(q: Array, code: Array, context: Array, frequencies: Array) -> Strea
       context: int32 ``[steps, lanes]``: rows of ``frequencies``, or one more for the table of
         order 0, or two more where there is no code.
       frequencies: uint32 ``[contexts, symbols]``; may have no rows.
+      tag: uint32, of their state.
 
     Returns:
       A stream.
@@ -65,14 +68,15 @@ def smallest(q: Array, code: Array, context: Array, frequencies: Array) -> Strea
     counts = jnp.sum(joint[: contexts + 1], axis=0, dtype=jnp.int32)
     table = tables.frequencies(counts, unseen=False)
     # Rounded as it comes: the stream carries the choice, so nobody has to repeat it.
-    bits = tables.table_bits(counts, table) + jnp.float32(16 * symbols)
+    bits = tables.table_bits(counts, table) + carried_bits(table).astype(jnp.float32)
     order0 = jnp.bool_(not contexts) | (bits < tables.table_bits(joint[:contexts], frequencies))
     place = jnp.where(order0, jnp.maximum(context, contexts) * symbols, context * symbols)
     entries = tables.encode_table(_with_table(frequencies, table)).reshape(-1)
     entries = entries.at[place + code.astype(jnp.int32)].get(mode="clip")
     words, count, states = rans.rans_encode(entries, capacity)
     table = jnp.where(order0, table, jnp.uint32(0)).astype(jnp.uint16)
-    raw = count + 2 * lanes + jnp.where(order0, symbols, 0) >= capacity
+    carried = jnp.where(order0, carried_bits(table) // 16, 0)
+    raw = count + 2 * lanes + carried >= capacity
     known = jnp.max(q).astype(jnp.int32) < symbols
     return Stream(
         jnp.where(raw, _packed(q, symbols), words),
@@ -80,11 +84,16 @@ def smallest(q: Array, code: Array, context: Array, frequencies: Array) -> Strea
         jnp.where(raw, jnp.uint32(0), states),
         jnp.where(raw, jnp.uint16(0), table),
         jnp.where(raw, RAW, jnp.where(order0, ORDER0, BY_CONTEXT)).astype(jnp.uint8),
+        jnp.where(raw, jnp.uint32(0), jnp.uint32(tag)),
     )
 
 
 def by_tables(
-    stream: Stream, shape: tuple[int, ...], frequencies: Array, run: Decoding
+    stream: Stream,
+    shape: tuple[int, ...],
+    frequencies: Array,
+    run: Decoding,
+    tag: Array | int = 0,
 ) -> tuple[Array, Array]:
     """The codes of a stream of any mode, and whether it ends as an encoded one does.
 
@@ -94,6 +103,7 @@ def by_tables(
       frequencies: uint32 ``[contexts, symbols]``; may have no rows.
       run: from a reader, decoding tables ``[contexts + 2, 4096]`` and whether all is order 0, to
         the reader after the last code, and the codes.
+      tag: uint32, of the state that the tables are of.
 
     Returns:
       ``(q, valid)``: uint8 of that shape, bool.
@@ -122,7 +132,9 @@ def by_tables(
         reader, q = run(rans.Reader(stream.states, stream.words), decoding, order0)
         return q, sound & known & rans.rans_ended(reader, stream.count)
 
-    return lax.cond(stream.mode == RAW, lambda: _unpacked(stream, shape, symbols), coded)
+    named = stream.state == jnp.where(stream.mode == RAW, jnp.uint32(0), jnp.uint32(tag))
+    q, valid = lax.cond(stream.mode == RAW, lambda: _unpacked(stream, shape, symbols), coded)
+    return q, valid & named
 
 
 def _with_table(frequencies: Array, table: Array) -> Array:

@@ -7,8 +7,9 @@ import dataclasses
 import jax
 
 from tinyjax.base import Array
+from tinyjax.streams import Stream
 
-__all__ = ["DTYPES", "MAX_GROUPS", "FeatureCode", "GroupCode", "SGQGradient", "StepCode"]
+__all__ = ["DTYPES", "MAX_GROUPS", "FeatureCode", "GroupCode", "SGQGradient", "StepCode", "plain"]
 
 DTYPES = ("float32", "float16", "bfloat16")  # of what is encoded
 MAX_GROUPS = 256  # an id is a byte
@@ -21,6 +22,7 @@ class StepCode:
 
     Attributes:
       packed: uint8 ``[ceil(rows * bits / 8), c]``, a row being a place in a sample: the codes.
+        From ``tinyjax.entropy.compress``, a stream instead.
       scale: uint16 scalar, bits of a bfloat16: the step; NaN where the features are.
       zero_point: uint8 scalar: the code of 0.0.
       centroids: uint16 ``[2**bits]``, bits of float16: what each code stands for, in steps.
@@ -36,7 +38,7 @@ class StepCode:
       ((16, 8), (16,), (2, 4, 4, 8))
     """
 
-    packed: Array
+    packed: Array | Stream
     scale: Array
     zero_point: Array
     centroids: Array
@@ -53,6 +55,7 @@ class GroupCode:
 
     Attributes:
       packed: uint8 ``[ceil(rows * bits / 8), c]``, a row being a place in a sample: the codes.
+        From ``tinyjax.entropy.compress``, a stream instead.
       scale: uint16 ``[n, groups]``, bits of a bfloat16; NaN where the group is.
       zero_point: uint8 ``[n, groups]``: the code of 0.0.
       ids: uint8 ``[c]``: the group of each channel.
@@ -68,7 +71,7 @@ class GroupCode:
       ((16, 8), (2, 2), (2, 4, 4, 8))
     """
 
-    packed: Array
+    packed: Array | Stream
     scale: Array
     zero_point: Array
     ids: Array
@@ -87,8 +90,10 @@ class SGQGradient:
     """A gradient as it crosses the cut, the other way.
 
     Attributes:
-      codes: int8, of the gradient's shape; 0 wherever it is masked.
+      codes: int8, of the gradient's shape; 0 wherever it is masked. From
+        ``tinyjax.entropy.compress``, a stream instead.
       step: float32 scalar; NaN or Inf if the gradient has one.
+      shape: of the gradient, static.
       dtype: name of the gradient's dtype, static.
       masked: whether only the places of non-zero features are sent, static.
 
@@ -100,7 +105,27 @@ class SGQGradient:
       ('int8', 0, False)
     """
 
-    codes: Array
+    codes: Array | Stream
     step: Array
+    shape: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))
     dtype: str = dataclasses.field(metadata=dict(static=True))
     masked: bool = dataclasses.field(metadata=dict(static=True))
+
+
+def plain(codes: Array | Stream) -> Array:
+    """Codes one by one or packed; refuses a stream.
+
+    Raises:
+      ValueError: if they have to be expanded first.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> plain(jnp.ones(2)).tolist()
+      [1.0, 1.0]
+    """
+    if isinstance(codes, Stream):
+        raise ValueError(
+            "a compressed code was given where a plain one is read: give it to "
+            "tinyjax.entropy.expand first"
+        )
+    return codes

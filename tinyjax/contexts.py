@@ -9,6 +9,7 @@ regression on calibration codes, rounded: the encoder and the decoder must have 
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Callable
 
 import jax
@@ -18,12 +19,14 @@ import numpy as np
 from tinyjax.numerics import lattice, tables
 from tinyjax.numerics.contexts import BINS, CLASSES, MAX_WEIGHT, SOURCES, linear_forms
 
-__all__ = ["CONTEXTS", "MAX_CHANNELS", "State", "fit_contexts", "rounds_of"]
+__all__ = ["CONTEXTS", "DTYPES", "MAX_CHANNELS", "State", "fit_contexts", "rounds_of", "tagged"]
 
 Array = jax.Array
 
 CONTEXTS = 3 * BINS * CLASSES  # of three phases
 MAX_CHANNELS = 4096
+# Of the arrays of a state as bytes, in order.
+DTYPES = {"sources": "<u2", "weights": "<i2", "edges": "<i4", "splits": "<i4", "frequencies": "<u2"}
 _ROUNDS = 8
 _PREDICTION, _ACTIVITY = 64, 512  # weights are multiples of 1 over these
 _RIDGE = 1e-3  # per pixel
@@ -43,6 +46,7 @@ class State:
       edges: int32 ``[3, 13]``: bins of the prediction.
       splits: int32 ``[3, 14, 2]``: classes of the activity in each bin.
       frequencies: uint16 ``[126, symbols]``: a table for each phase, bin and class.
+      tag: uint32 scalar, not 0: CRC-32 of the others, which streams name the state by.
 
     Example:
       >>> import numpy as np
@@ -56,6 +60,32 @@ class State:
     edges: Array
     splits: Array
     frequencies: Array
+    tag: Array
+
+
+def tagged(
+    sources: np.ndarray,
+    weights: np.ndarray,
+    edges: np.ndarray,
+    splits: np.ndarray,
+    frequencies: np.ndarray,
+) -> State:
+    """A state of these arrays, with the tag that they have.
+
+    Example:
+      >>> import numpy as np
+      >>> state = fit_contexts(np.zeros((1, 4, 4, 8), np.uint8))
+      >>> again = tagged(
+      ...     state.sources, state.weights, state.edges, state.splits, state.frequencies
+      ... )
+      >>> int(again.tag) == int(state.tag) != 0
+      True
+    """
+    given = (sources, weights, edges, splits, frequencies)
+    arrays = [np.asarray(a).astype(dtype) for a, dtype in zip(given, DTYPES.values(), strict=True)]
+    tag = zlib.crc32(b"".join(a.tobytes() for a in arrays)) or 1
+    native = (jnp.asarray(a.astype(a.dtype.newbyteorder("="), copy=False)) for a in arrays)
+    return State(**dict(zip(DTYPES, native, strict=True)), tag=jnp.uint32(tag))
 
 
 def rounds_of(channels: int) -> tuple[int, int]:
@@ -100,13 +130,7 @@ def fit_contexts(codes: Array | np.ndarray, *, symbols: int = 16) -> State:
     ]
     weights, edges, splits, counts = (np.stack(arrays) for arrays in zip(*fitted, strict=True))
     frequencies = tables.frequencies(jnp.asarray(counts.reshape(CONTEXTS, symbols)))
-    return State(
-        jnp.asarray(sources, jnp.uint16),
-        jnp.asarray(np.moveaxis(weights, 0, 1), jnp.int16),
-        jnp.asarray(edges, jnp.int32),
-        jnp.asarray(splits, jnp.int32),
-        frequencies.astype(jnp.uint16),
-    )
+    return tagged(sources, np.moveaxis(weights, 0, 1), edges, splits, np.asarray(frequencies))
 
 
 def _checked(codes: Array | np.ndarray, symbols: int) -> np.ndarray:

@@ -18,6 +18,8 @@ __all__ = [
     "CHECKSUM",
     "GRADIENT",
     "GROUPS",
+    "MOST",
+    "STATE",
     "STEP",
     "Head",
     "damage",
@@ -29,8 +31,9 @@ __all__ = [
 
 _HEAD = struct.Struct("<4sBBBBBBBBIHHI")
 CHECKSUM = struct.Struct("<I")
-_MAGIC, _VERSION, _AS_IT_IS, _NO_STATE = b"SGQR", 2, 0, 0
-STEP, GROUPS, GRADIENT = 0, 1, 2
+_MAGIC, _VERSION = b"SGQR", 2
+STEP, GROUPS, GRADIENT, STATE = 0, 1, 2, 3  # the kinds
+MOST = 2**26  # elements of a compressed frame, unless its reader allows more
 _MAX_AXES = 8
 _BEYOND = 17  # steps between a code and its centroid, at most
 _NAN = 0x7FC0  # a scale is this, or from the first to below the second of
@@ -44,34 +47,41 @@ class Head(NamedTuple):
     flagged: bool  # features: exact; a gradient: masked
     bits: int
     dtype: int  # a place in DTYPES
+    compressed: bool
+    state: int  # of a stream: tag of its contexts or its mask; 0 if none
     groups: int  # 0 but for groups
     length: int  # of the body
     shape: tuple[int, ...]
 
     @property
+    def elements(self) -> int:
+        """Of the features or the gradient."""
+        return math.prod(self.shape)
+
+    @property
     def fields(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """The arrays of the body: dtype and shape of each, in order."""
-        if self.kind == GRADIENT and self.flagged:
-            return {"step": ("<f4", ()), "mask": ("<u4", ()), "codes": ("i1", (self.length - 8,))}
+        """The arrays of the body but for a stream: dtype and shape of each, in order."""
+        return self._beside if self.compressed else self._beside | self._codes
+
+    @property
+    def _beside(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """All but the codes."""
         if self.kind == GRADIENT:
-            return {"step": ("<f4", ()), "codes": ("i1", self.shape)}
+            mask = {"mask": ("<u4", ())} if self.flagged and not self.compressed else {}
+            return {"step": ("<f4", ()), **mask}
         n, *_, c = self.shape
-        packed = ("u1", (-(-math.prod(self.shape[:-1]) * self.bits // 8), c))
         if self.kind == STEP:
             centroids = ("<u2", (2**self.bits,))
-            return {
-                "scale": ("<u2", ()),
-                "centroids": centroids,
-                "zero_point": ("u1", ()),
-                "packed": packed,
-            }
+            return {"scale": ("<u2", ()), "centroids": centroids, "zero_point": ("u1", ())}
         scales = (n, self.groups)
-        return {
-            "scale": ("<u2", scales),
-            "zero_point": ("u1", scales),
-            "ids": ("u1", (c,)),
-            "packed": packed,
-        }
+        return {"scale": ("<u2", scales), "zero_point": ("u1", scales), "ids": ("u1", (c,))}
+
+    @property
+    def _codes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        if self.kind == GRADIENT:
+            return {"codes": ("i1", (self.length - 8,) if self.flagged else self.shape)}
+        height = -(-math.prod(self.shape[:-1]) * self.bits // 8)
+        return {"packed": ("u1", (height, self.shape[-1]))}
 
     @property
     def size(self) -> int:
@@ -81,41 +91,63 @@ class Head(NamedTuple):
 
 def written(head: Head) -> bytes:
     """Header and shape as bytes."""
-    kind, flagged, bits, dtype, groups, length, shape = head
-    first = (_MAGIC, _VERSION, kind, _AS_IT_IS, flagged, bits, dtype, len(shape), 0)
-    return _HEAD.pack(*first, _NO_STATE, groups, 0, length) + struct.pack(f"<{len(shape)}I", *shape)
+    kind, flagged, bits, dtype, compressed, state, groups, length, shape = head
+    first = (_MAGIC, _VERSION, kind, compressed, flagged, bits, dtype, len(shape), 0)
+    return _HEAD.pack(*first, state, groups, 0, length) + struct.pack(f"<{len(shape)}I", *shape)
 
 
-def read(data: bytes) -> Head:
-    """The header of a frame of which header, length and checksum are right."""
+def read(data: bytes, most: int) -> Head:
+    """The header of a frame of which header, length and checksum are right.
+
+    Args:
+      data: from anywhere.
+      most: elements of a compressed frame, which a few bytes could say are many.
+    """
     demand(data, "too short for a header" if len(data) < _HEAD.size else "")
     magic, version, kind, stage, flags, bits, dtype, axes, zero, state, groups, nought, length = (
         _HEAD.unpack_from(data)
     )
     known = (magic, version, zero, nought) == (_MAGIC, _VERSION, 0, 0)
-    known = known and axes <= _MAX_AXES and flags <= 1
+    known = known and axes <= _MAX_AXES and flags <= 1 and stage <= 1
     demand(data, "" if known else "unknown to this version")
-    unreserved = (stage, state) == (_AS_IT_IS, _NO_STATE)
-    demand(data, "" if unreserved else "since its stage or state is reserved")
     start = _HEAD.size + 4 * axes
     demand(data, "too short for its shape" if len(data) < start else "")
     asked = start + length + CHECKSUM.size
     demand(data, "" if asked == len(data) else f"whose header asks for {asked}")
     shape = struct.unpack_from(f"<{axes}I", data, _HEAD.size)
-    head = Head(kind, bool(flags), bits, dtype, groups, length, shape)
+    head = Head(kind, bool(flags), bits, dtype, bool(stage), state, groups, length, shape)
     demand(data, refusal(head))
-    fits = 8 <= length <= 8 + math.prod(shape) if kind == GRADIENT and flags else True
-    fits = fits and head.size == length
-    demand(data, "" if fits else f"whose body of {length} is not as long as its shape asks for")
+    allowed = not stage or head.elements <= most
+    demand(data, "" if allowed else f"of {head.elements} elements where {most} are allowed")
+    fits = "" if _fits(head) else f"whose body of {length} is not as long as its shape asks for"
+    demand(data, fits)
     end = len(data) - CHECKSUM.size
     right = CHECKSUM.unpack_from(data, end) == (zlib.crc32(memoryview(data)[:end]),)
     demand(data, "" if right else "whose checksum is another")
     return head
 
 
+def _fits(head: Head) -> bool:
+    """Whether the body is as long as the shape asks for, as far as that is known beforehand."""
+    if head.kind == STATE:
+        return True
+    if head.compressed:
+        return head.size < head.length
+    masked = head.kind == GRADIENT and head.flagged
+    return (not masked or 8 <= head.length <= 8 + head.elements) and head.size == head.length
+
+
 def refusal(head: Head) -> str:
     """What is wrong with a header, if anything."""
     shape, groups = head.shape, head.groups
+    if head.kind == STATE:
+        plain = head == Head(STATE, False, 0, 0, False, 0, 0, head.length, ())
+        return "" if plain else "since a state has nothing else in its header"
+    if head.kind == GRADIENT:
+        if (head.state > 0) != (head.compressed and head.flagged):
+            return "since its mask has no tag, or its tag no mask"
+    elif head.state and not (head.compressed and head.bits < 8):
+        return "since there is no state that it could have"
     if head.dtype >= len(DTYPES) or len(shape) > _MAX_AXES or not all(0 < s < 2**32 for s in shape):
         return "since its dtype or shape is none"
     if head.kind == GRADIENT:
@@ -131,10 +163,10 @@ def refusal(head: Head) -> str:
 def damage(head: Head, values: dict[str, np.ndarray]) -> str:
     """What is wrong with a body of the right size, if anything."""
     if head.kind == GRADIENT:
-        if (values["codes"] == -128).any():
+        if not head.compressed and (values["codes"] == -128).any():
             return "since it has a code -128"
         return "" if not values["step"] <= 0 else "since its step is not positive"
-    scale, zero_point, packed = values["scale"], values["zero_point"], values["packed"]
+    scale, zero_point = values["scale"], values["zero_point"]
     least, most = _SCALES[head.kind]
     if not (((scale >= least) & (scale < most)) | (scale == _NAN)).all():
         return "since a scale is out of range"
@@ -146,12 +178,18 @@ def damage(head: Head, values: dict[str, np.ndarray]) -> str:
         count = np.bincount(values["ids"], minlength=head.groups)
         if len(count) != head.groups or (count != head.shape[-1] // head.groups).any():
             return "since its groups are not equal"
+    padded = not head.compressed and _padded(head, values["packed"])
+    return "since its padding is not zero" if padded else ""
+
+
+def _padded(head: Head, packed: np.ndarray) -> bool:
+    """Whether there is anything in the places of rows that are not there."""
     rows, height = math.prod(head.shape[:-1]), len(packed)
-    for i in range(8 // head.bits):  # the places of rows that are not there
+    for i in range(8 // head.bits):
         beyond = packed[min(max(rows - i * height, 0), height) :]
         if ((beyond >> (i * head.bits)) & (2**head.bits - 1)).any():
-            return "since its padding is not zero"
-    return ""
+            return True
+    return False
 
 
 def _sound(centroids: np.ndarray, zero_point: int) -> bool:

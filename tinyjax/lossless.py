@@ -40,6 +40,7 @@ class _Model(NamedTuple):
     edges: Array
     splits: Array
     frequencies: Array  # uint32 [126, symbols]
+    tag: Array
     rounds: int
     size: int  # of a round
 
@@ -132,7 +133,7 @@ def _encoded(state: State, q: Array, lanes: int) -> Stream:
         context.append(steps_of(by_round(chosen), lanes, _NO_CODE))
         code.append(steps_of(by_round(pixels[p]), lanes, 0))
     code, context = _kept([jnp.concatenate(a, axis=1).reshape(-1, lanes) for a in (code, context)])
-    return smallest(q, code, context, model.frequencies)
+    return smallest(q, code, context, model.frequencies, model.tag)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -143,7 +144,7 @@ def _decoded(state: State, stream: Stream, shape: tuple[int, ...]) -> tuple[Arra
         reader, planes = _planes(model, reader, table, order0, lattice.plane_shape(shape))
         return reader, lattice.from_planes(planes[: shape[-1]], shape)
 
-    return by_tables(stream, shape, model.frequencies, run)
+    return by_tables(stream, shape, model.frequencies, run, model.tag)
 
 
 def _planes(
@@ -226,6 +227,7 @@ def _model(state: State) -> _Model:
         jnp.asarray(state.edges),
         jnp.asarray(state.splits),
         jnp.asarray(state.frequencies, jnp.uint32),
+        jnp.asarray(state.tag),
         rounds,
         size,
     )

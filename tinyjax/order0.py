@@ -6,6 +6,7 @@ For gradients, whose codes have hardly a neighbour to be predicted from. See
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -17,23 +18,29 @@ from tinyjax.choice import by_tables, smallest, steps_of
 from tinyjax.numerics import rans
 from tinyjax.streams import Stream, check_stream, checked_lanes
 
-__all__ = ["decode_order0", "encode_order0"]
+__all__ = ["decode_order0", "encode_order0", "mask_tag"]
 
 Array = jax.Array
 
 
-def encode_order0(q: Array, *, lanes: int | None = None) -> Stream:
+def encode_order0(
+    q: Array, mask: Array | None = None, *, symbols: int = 256, lanes: int | None = None
+) -> Stream:
     """Encodes bytes of any kind with a single table, made from them.
 
     Args:
-      q: uint8 or int8.
-      lanes: a power of two; :func:`lanes_for` by default.
+      q: uint8 or int8; below ``symbols`` as uint8.
+      mask: bool, of the same shape: where codes are sent. The others are decoded as 0, and cost
+        nothing. None for all.
+      symbols: 2 to 256.
+      lanes: a power of two; :func:`tinyjax.streams.lanes_for` by default.
 
     Returns:
       A stream for :func:`decode_order0`: order 0, or raw if that is smaller.
 
     Raises:
-      ValueError: if ``q`` is of another dtype or empty, or ``lanes`` is no power of two.
+      ValueError: if ``q`` is of another dtype or empty, ``mask`` is of another shape or dtype, or
+        ``lanes`` is no power of two.
 
     Example:
       >>> import jax.numpy as jnp
@@ -43,11 +50,13 @@ def encode_order0(q: Array, *, lanes: int | None = None) -> Stream:
     """
     if q.dtype not in (jnp.uint8, jnp.int8) or q.size == 0:
         raise ValueError(f"{q.dtype.name} {list(q.shape)} cannot be encoded: use uint8 or int8")
-    return _encoded(q, checked_lanes(lanes, q.size, 256))
+    _check_mask(mask, q.shape)
+    stream = _encoded(q, mask, symbols, checked_lanes(lanes, q.size, symbols))
+    return stream if mask is None else dataclasses.replace(stream, state=mask_tag(mask))
 
 
 def decode_order0(
-    stream: Stream, shape: tuple[int, ...], dtype: str = "uint8"
+    stream: Stream, shape: tuple[int, ...], dtype: str = "uint8", mask: Array | None = None
 ) -> tuple[Array, Array]:
     """The codes of a stream from :func:`encode_order0`.
 
@@ -57,6 +66,7 @@ def decode_order0(
       stream: from there, or of the same shapes from anywhere.
       shape: of the codes.
       dtype: of the codes, ``"uint8"`` or ``"int8"``.
+      mask: that they were encoded with.
 
     Returns:
       ``(q, valid)``: the codes, and whether the stream ends as an encoded one does, bool. Damage is
@@ -71,36 +81,70 @@ def decode_order0(
       >>> q.tolist(), bool(valid)
       ([[0, -128, 127]], True)
     """
-    check_stream(stream, math.prod(shape), 256)
-
+    check_stream(stream, math.prod(shape), jnp.size(stream.table))
+    _check_mask(mask, shape)
     if dtype not in ("uint8", "int8"):
         raise ValueError(f"dtype is {dtype!r}: use 'uint8' or 'int8'")
-    q, valid = _decoded(stream, tuple(shape))
+    named = True
+    if mask is not None:
+        named = stream.state == mask_tag(mask)
+        stream = dataclasses.replace(stream, state=jnp.uint32(0))
+    q, valid = _decoded(stream, mask, tuple(shape))
+    valid &= named
     return lax.bitcast_convert_type(q, jnp.dtype(dtype)), valid
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _encoded(q: Array, lanes: int) -> Stream:
-    q = lax.bitcast_convert_type(q, jnp.uint8).reshape(1, -1)
-    return smallest(q, steps_of(q, lanes, 0)[0], _context(q.size, lanes), _no_tables())
+@jax.jit
+def mask_tag(mask: Array) -> Array:
+    """What a stream names its mask by: uint32 scalar, never 0; other masks hardly ever have it.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> int(mask_tag(jnp.array([True, False]))), int(mask_tag(jnp.array([False, True])))
+      (1561565219, 3573156909)
+    """
+    place = jnp.arange(1, mask.size + 1, dtype=jnp.uint32) * jnp.uint32(0x9E3779B1)
+    place = (place ^ (place >> jnp.uint32(15))) * jnp.uint32(0x85EBCA77)
+    place = place ^ (place >> jnp.uint32(13))
+    return jnp.sum(jnp.where(mask.reshape(-1), place, 0), dtype=jnp.uint32) | jnp.uint32(1)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _decoded(stream: Stream, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    size = math.prod(shape)
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _encoded(q: Array, mask: Array | None, symbols: int, lanes: int) -> Stream:
+    q = lax.bitcast_convert_type(q, jnp.uint8)
+    q = (q if mask is None else jnp.where(mask, q, jnp.uint8(0))).reshape(1, -1)
+    context = _context(mask, q.size, lanes)
+    return smallest(q, steps_of(q, lanes, 0)[0], context, _no_tables(symbols))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _decoded(stream: Stream, mask: Array | None, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    size, symbols = math.prod(shape), len(stream.table)
 
     def by_table(reader: rans.Reader, table: Array, order0: Array) -> tuple[rans.Reader, Array]:
         del order0
-        reader, code = rans.rans_decode(reader, table, _context(size, len(stream.states)))
+        context = _context(mask, size, len(stream.states))
+        reader, code = rans.rans_decode(reader, table, context)
         return reader, code.reshape(-1)[:size].reshape(shape)
 
-    return by_tables(stream, shape, _no_tables(), by_table)
+    q, valid = by_tables(stream, shape, _no_tables(symbols), by_table)
+    return q, valid if mask is None else valid & ~jnp.any((q > 0) & ~mask)
 
 
-def _context(size: int, lanes: int) -> Array:
-    """All codes in the one table, the last step filled up."""
-    return steps_of(jnp.zeros((1, size), jnp.int32), lanes, 1)[0]
+def _context(mask: Array | None, size: int, lanes: int) -> Array:
+    """The codes that are sent in the one table, the others and the rest of the last step not."""
+    context = jnp.zeros((1, size), jnp.int32)
+    if mask is not None:
+        context = (~mask).astype(jnp.int32).reshape(1, size)
+    return steps_of(context, lanes, 1)[0]
 
 
-def _no_tables() -> Array:
-    return jnp.zeros((0, 256), jnp.uint32)
+def _no_tables(symbols: int) -> Array:
+    return jnp.zeros((0, symbols), jnp.uint32)
+
+
+def _check_mask(mask: Array | None, shape: tuple[int, ...]) -> None:
+    if mask is not None and (mask.dtype, mask.shape) != (jnp.bool_, tuple(shape)):
+        raise ValueError(
+            f"mask is {mask.dtype.name} {list(mask.shape)}: give bool {list(shape)}, as the codes"
+        )

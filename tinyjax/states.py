@@ -20,10 +20,9 @@ import itertools
 import math
 import struct
 
-import jax.numpy as jnp
 import numpy as np
 
-from tinyjax.contexts import CONTEXTS, MAX_CHANNELS, State, rounds_of
+from tinyjax.contexts import CONTEXTS, DTYPES, MAX_CHANNELS, State, rounds_of, tagged
 from tinyjax.numerics.contexts import BINS, CLASSES, MAX_WEIGHT, SOURCES
 from tinyjax.numerics.tables import SLOTS
 
@@ -59,7 +58,10 @@ def state_to_bytes(state: State) -> bytes:
                 f"{name} of this state is {found.dtype} {list(found.shape)} where {c} channels and "
                 f"{symbols} symbols need {np.dtype(dtype).name} {list(shape)}: give a fitted state"
             )
-    if problem := _damage(values):
+    problem = _damage(values)
+    if not problem and int(tagged(**values).tag) != int(state.tag):
+        problem = "since its tag is another's"
+    if problem:
         raise ValueError(f"this is no state of a coder, {problem}: give a fitted state")
     body = [
         values[name].astype(dtype).tobytes() for name, (dtype, _) in _fields(c, symbols).items()
@@ -99,8 +101,7 @@ def state_from_bytes(data: bytes) -> State:
         for (name, (dtype, shape)), start in zip(fields.items(), starts, strict=False)
     }
     _demand(data, _damage(values))
-    native = {k: jnp.asarray(v.astype(v.dtype.newbyteorder("="))) for k, v in values.items()}
-    return State(**native)
+    return tagged(**values)
 
 
 def _demand(data: bytes, problem: str) -> None:
@@ -113,13 +114,14 @@ def _demand(data: bytes, problem: str) -> None:
 
 def _fields(c: int, symbols: int) -> dict[str, tuple[str, tuple[int, ...]]]:
     """The arrays of a state: dtype and shape of each, in order."""
-    return {
-        "sources": ("<u2", (c, SOURCES)),
-        "weights": ("<i2", (2, 3, c, 2 * SOURCES + 2)),
-        "edges": ("<i4", (3, BINS - 1)),
-        "splits": ("<i4", (3, BINS, CLASSES - 1)),
-        "frequencies": ("<u2", (CONTEXTS, symbols)),
+    shapes = {
+        "sources": (c, SOURCES),
+        "weights": (2, 3, c, 2 * SOURCES + 2),
+        "edges": (3, BINS - 1),
+        "splits": (3, BINS, CLASSES - 1),
+        "frequencies": (CONTEXTS, symbols),
     }
+    return {name: (dtype, shapes[name]) for name, dtype in DTYPES.items()}
 
 
 def _damage(values: dict[str, np.ndarray]) -> str:

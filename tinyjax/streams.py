@@ -25,6 +25,7 @@ __all__ = [
     "ORDER0",
     "RAW",
     "Stream",
+    "carried_bits",
     "check_stream",
     "checked_lanes",
     "coded_bits",
@@ -52,6 +53,8 @@ class Stream:
       states: uint32 ``[lanes]``; zeros if raw.
       table: uint16 ``[symbols]``: shares of 4096 if order 0; else zeros.
       mode: uint8 scalar: 0 by context, 1 order 0, 2 raw.
+      state: uint32 scalar: tag of the :class:`tinyjax.contexts.State` by which the codes were
+        ordered, 0 if raw; tag of a mask (:func:`tinyjax.order0.mask_tag`); 0 if there was neither.
 
     Example:
       >>> import jax.numpy as jnp, tinyjax.order0
@@ -65,6 +68,7 @@ class Stream:
     states: Array
     table: Array
     mode: Array
+    state: Array
 
 
 def lanes_for(elements: int, symbols: int = 16) -> int:
@@ -96,11 +100,22 @@ def coded_bits(stream: Stream) -> Array:
     Example:
       >>> import jax.numpy as jnp, tinyjax.order0
       >>> int(coded_bits(tinyjax.order0.encode_order0(jnp.zeros(1000, jnp.uint8))))
-      4128
+      304
     """
     lanes = jnp.where(stream.mode == RAW, 0, 32 * len(stream.states))
-    table = jnp.where(stream.mode == ORDER0, 16 * len(stream.table), 0)
+    table = jnp.where(stream.mode == ORDER0, carried_bits(stream.table), 0)
     return 16 * stream.count + lanes + table
+
+
+def carried_bits(table: Array) -> Array:
+    """Bits of a table in a stream, int32: which symbols it has, and 16 for the share of each.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> int(carried_bits(jnp.uint16([4000, 0, 96, 0])))
+      48
+    """
+    return 16 * (-(-len(table) // 16) + jnp.count_nonzero(table)).astype(jnp.int32)
 
 
 def order0_bits(q: Array, symbols: int = 16, *, lanes: int | None = None) -> Array:
@@ -117,12 +132,13 @@ def order0_bits(q: Array, symbols: int = 16, *, lanes: int | None = None) -> Arr
     Example:
       >>> import jax.numpy as jnp
       >>> float(order0_bits(jnp.arange(1600, dtype=jnp.uint8) % 16))
-      6680.0
+      6696.0
     """
     counts = tables.histogram(q, symbols)
     lanes = checked_lanes(lanes, q.size, symbols)
-    bits = tables.table_bits(counts, tables.frequencies(counts, unseen=False))
-    return bits + jnp.float32(16 * symbols + _LANE_BITS * lanes)
+    table = tables.frequencies(counts, unseen=False)
+    bits = tables.table_bits(counts, table) + carried_bits(table).astype(jnp.float32)
+    return bits + jnp.float32(_LANE_BITS * lanes)
 
 
 def checked_lanes(lanes: int | None, elements: int, symbols: int) -> int:
@@ -162,6 +178,7 @@ def check_stream(stream: Stream, elements: int, symbols: int) -> None:
         "states": (jnp.uint32, (jnp.size(stream.states),)),
         "table": (jnp.uint16, (symbols,)),
         "mode": (jnp.uint8, ()),
+        "state": (jnp.uint32, ()),
     }
     for name, (dtype, shape) in expected.items():
         found = getattr(stream, name)

@@ -14,13 +14,17 @@ The body is, by kind::
     1  features, groups     scale u16 [n, groups], zero point u8 [n, groups], ids u8 [c], packed u8
     2  gradient             step f32, codes i8
        with the mask flag   step f32, CRC-32 u32 of the mask, codes i8 where the mask is set
+    3  state of a coder     as ``tinyjax.states`` has it
 
-Stages other than 0 (as it is) and states other than 0 (none) are reserved, and refused until there
-are some. Every code has exactly one frame. The length that the header asks for must be the length
-that is there before anything is allocated, and the arrays of the result are views of the bytes (a
-masked gradient's are as large as the features that the reader has itself), so that reading takes
-no more memory than a few times the frame. Nothing is unpickled or decompressed. The checksum finds
-damage, not forgery.
+Stage 0 is this; stage 1, from ``tinyjax.entropy.compress``, has a stream in place of packed codes,
+or of a mask's checksum and codes: see ``tinyjax.stream_frames``. State is the tag of what a stream
+was coded by, or 0.
+
+Every code has exactly one frame. The length that the header asks for must be the length that is
+there before anything is allocated, and the arrays of the result are views of the bytes (a masked
+gradient's are as large as the features that the reader has itself), so that reading takes no more
+memory than a few times the frame. A few compressed bytes may stand for many elements: how many, the
+reader says. Nothing is unpickled, and nothing decoded here. The checksum finds damage, not forgery.
 
 The format is this project's own, since the paper's was not at hand; ``docs/wire.md`` says all
 that a second implementation needs.
@@ -35,10 +39,13 @@ from typing import Any
 import numpy as np
 
 from tinyjax.codes import DTYPES, FeatureCode, GroupCode, SGQGradient, StepCode
+from tinyjax.contexts import State
 from tinyjax.frames import (
     CHECKSUM,
     GRADIENT,
     GROUPS,
+    MOST,
+    STATE,
     STEP,
     Head,
     damage,
@@ -47,18 +54,23 @@ from tinyjax.frames import (
     refusal,
     written,
 )
+from tinyjax.states import state_from_bytes, state_to_bytes
+from tinyjax.stream_frames import read_stream, written_stream
+from tinyjax.streams import Stream, check_stream
 
 __all__ = ["pack", "unpack"]
 
 _KINDS = {StepCode: STEP, GroupCode: GROUPS, SGQGradient: GRADIENT}
 
 
-def pack(code: FeatureCode | SGQGradient, features: FeatureCode | None = None) -> bytes:
-    """The frame of a code.
+def pack(code: FeatureCode | SGQGradient | State, features: FeatureCode | None = None) -> bytes:
+    """The frame of a code, or of a state.
 
     Args:
-      code: of features or a gradient, with concrete arrays.
-      features: the code of the features that a masked gradient belongs to; only that needs it.
+      code: of features or a gradient, compressed or not, or a state from ``tinyjax.entropy.fit``;
+        with concrete arrays.
+      features: the code of the features that a masked gradient belongs to; only that needs it, and
+        only if it is not compressed.
 
     Returns:
       Bytes for :func:`unpack`.
@@ -73,9 +85,12 @@ def pack(code: FeatureCode | SGQGradient, features: FeatureCode | None = None) -
       >>> len(tinyjax.wire.pack(code)), 4 * 2 * 4 * 4 * 8
       (207, 1024)
     """
+    if isinstance(code, State):
+        body = state_to_bytes(code)
+        return _signed(Head(STATE, False, 0, 0, False, 0, 0, len(body), ()), [body])
     if type(code) not in _KINDS or code.dtype not in DTYPES:
         raise ValueError(f"pack was given {type(code).__name__}: give it a code of tinyjax.sgq")
-    head = _head_of(code)
+    head, stream = _head_of(code), b""
     if problem := refusal(head):
         raise ValueError(f"this code has no frame, {problem}: pack what an encoder returned")
     values = {name: np.asarray(getattr(code, name)) for name in head.fields if name != "mask"}
@@ -87,7 +102,10 @@ def pack(code: FeatureCode | SGQGradient, features: FeatureCode | None = None) -
                 f"{name} of this code is {found.dtype} {list(found.shape)} where its metadata "
                 f"says {np.dtype(dtype).name} {list(shape)}: pack each code of a vmap by itself"
             )
-    if head != whole:
+    if head.compressed:
+        stream = written_stream(_codes_of(code))
+        length = head.size + len(stream)
+    elif head != whole:
         mask = _mask(features, head)
         if values["codes"][~mask].any():
             raise ValueError(
@@ -95,30 +113,36 @@ def pack(code: FeatureCode | SGQGradient, features: FeatureCode | None = None) -
                 "whose code its encoder was given"
             )
         values |= {"mask": np.asarray(_checksum(mask)), "codes": values["codes"][mask]}
-        head = head._replace(length=8 + values["codes"].size)
+        length = 8 + values["codes"].size
     else:
-        head = head._replace(length=head.size)
+        length = head.size
+    head = head._replace(length=length)
     if problem := damage(head, values) or ("" if head.length < 2**32 else "since it is too long"):
         raise ValueError(f"this code has no frame, {problem}: pack what an encoder returned")
     body = [values[name].astype(dtype).tobytes() for name, (dtype, _) in head.fields.items()]
-    data = b"".join([written(head), *body])
-    return data + CHECKSUM.pack(zlib.crc32(data))
+    return _signed(head, [*body, stream])
 
 
-def unpack(data: bytes, features: FeatureCode | None = None) -> FeatureCode | SGQGradient:
-    """The code of a frame, bit for bit.
+def unpack(
+    data: bytes, features: FeatureCode | None = None, *, most: int = MOST
+) -> FeatureCode | SGQGradient | State:
+    """What a frame holds, bit for bit.
 
     Args:
       data: from :func:`pack`, or from anywhere.
-      features: the code of the features that a gradient belongs to, which a masked one is read
-        with; others do not need it.
+      features: the code of the features that a gradient belongs to, which a masked one that is not
+        compressed is read with; others do not need it.
+      most: elements that a compressed code may have. Memory for their codes is taken, however
+        short the frame is.
 
     Returns:
-      The code; its arrays are read-only NumPy views of ``data``, but for a masked gradient's.
+      The code or the state. Its arrays are read-only NumPy views of ``data``, but for a masked
+      gradient's, a stream and a state. A stream from anywhere may turn out to be none when
+      ``tinyjax.entropy.expand`` decodes it.
 
     Raises:
       ValueError: for every byte string that :func:`pack` does not write; for a masked gradient
-        without its features or with others.
+        without its features or with others; for a compressed code of more elements.
 
     Example:
       >>> import jax.numpy as jnp, tinyjax
@@ -132,37 +156,57 @@ def unpack(data: bytes, features: FeatureCode | None = None) -> FeatureCode | SG
     """
     if not isinstance(data, bytes):
         raise ValueError(f"unpack was given {type(data).__name__}: give it the bytes of a frame")
-    head = read(data)
+    head = read(data, most)
+    start, end = len(data) - CHECKSUM.size - head.length, len(data) - CHECKSUM.size
+    if head.kind == STATE:
+        return state_from_bytes(data[start:end])
     values: dict[str, Any] = {}
-    start = len(data) - CHECKSUM.size - head.length
     for name, (dtype, shape) in head.fields.items():
         flat = np.frombuffer(data, dtype, math.prod(shape), start)
         start += flat.nbytes
         values[name] = flat.astype(flat.dtype.newbyteorder("="), copy=False).reshape(shape)
     demand(data, damage(head, values))
+    if head.compressed:
+        name = "codes" if head.kind == GRADIENT else "packed"
+        values[name] = read_stream(data, start, head)
+    elif head.kind == GRADIENT and head.flagged:
+        mask, known = _mask(features, head), values.pop("mask")
+        same = known == _checksum(mask) and values["codes"].size == np.count_nonzero(mask)
+        demand(data, "" if same else "or not of these features")
+        whole = np.zeros(head.shape, np.int8)
+        whole[mask] = values["codes"]
+        values["codes"] = whole
     dtype = DTYPES[head.dtype]
     if head.kind == GRADIENT:
-        if head.flagged:
-            mask, known = _mask(features, head), values.pop("mask")
-            same = known == _checksum(mask) and values["codes"].size == np.count_nonzero(mask)
-            demand(data, "" if same else "or not of these features")
-            whole = np.zeros(head.shape, np.int8)
-            whole[mask] = values["codes"]
-            values["codes"] = whole
-        return SGQGradient(**values, dtype=dtype, masked=head.flagged)
+        return SGQGradient(**values, shape=head.shape, dtype=dtype, masked=head.flagged)
     kind = StepCode if head.kind == STEP else GroupCode
     return kind(**values, shape=head.shape, bits=head.bits, dtype=dtype, exact=head.flagged)
 
 
+def _signed(head: Head, body: list[bytes]) -> bytes:
+    """The frame of these."""
+    data = b"".join([written(head), *body])
+    return data + CHECKSUM.pack(zlib.crc32(data))
+
+
+def _codes_of(code: FeatureCode | SGQGradient) -> Any:
+    """Codes of features or a gradient, as a stream if they are compressed."""
+    return code.codes if isinstance(code, SGQGradient) else code.packed
+
+
 def _head_of(code: FeatureCode | SGQGradient) -> Head:
     """The header of a code, but for the length."""
-    dtype = DTYPES.index(code.dtype)
+    dtype, codes, shape = DTYPES.index(code.dtype), _codes_of(code), tuple(code.shape)
+    compressed, state = isinstance(codes, Stream), 0
+    if isinstance(codes, Stream):
+        bits = 8 if isinstance(code, SGQGradient) else code.bits
+        check_stream(codes, math.prod(shape), 2**bits)
+        state = int(codes.state)
     if isinstance(code, SGQGradient):
-        shape = tuple(np.shape(code.codes))
-        return Head(GRADIENT, bool(code.masked), 8, dtype, 0, 8, shape)
+        return Head(GRADIENT, bool(code.masked), 8, dtype, compressed, state, 0, 8, shape)
     groups = np.shape(code.scale)[-1] if isinstance(code, GroupCode) else 0
-    kind = _KINDS[type(code)]
-    return Head(kind, bool(code.exact), code.bits, dtype, groups, 0, tuple(code.shape))
+    kind, exact = _KINDS[type(code)], bool(code.exact)
+    return Head(kind, exact, code.bits, dtype, compressed, state, groups, 0, shape)
 
 
 def _mask(features: FeatureCode | None, head: Head) -> np.ndarray:

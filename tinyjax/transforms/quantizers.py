@@ -26,7 +26,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from tinyjax.base import Array
-from tinyjax.codes import DTYPES, MAX_GROUPS, FeatureCode, GroupCode, StepCode
+from tinyjax.codes import DTYPES, MAX_GROUPS, FeatureCode, GroupCode, StepCode, plain
 from tinyjax.numerics import (
     MAX_STEP,
     by_range,
@@ -147,7 +147,7 @@ def symbols(code: FeatureCode) -> Array:
       >>> symbols(global_step()(jnp.array([[0.0, 1.0, 2.0, 3.0]]))).tolist()
       [[0, 1, 2, 3]]
     """
-    return unpack_bits(jnp.asarray(code.packed), code.bits, math.prod(code.shape[:-1]))
+    return unpack_bits(jnp.asarray(plain(code.packed)), code.bits, math.prod(code.shape[:-1]))
 
 
 def nonzero(code: FeatureCode) -> Array:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from tinyjax.base import Array, Codec
-from tinyjax.codes import FeatureCode, GroupCode, SGQGradient
+from tinyjax.codes import FeatureCode, GroupCode, SGQGradient, plain
 from tinyjax.numerics import (
     dequantize,
     group_dequantize,
@@ -142,9 +142,10 @@ def sgq(
             count = jnp.sum(mask, dtype=jnp.int32)
         step = gradient_step(sent, error, count)
         codes = quantize(sent, step, rounding=stochastic, seed=seed)
-        return SGQGradient(codes, step, g.dtype.name, code.exact)
+        return SGQGradient(codes, step, tuple(g.shape), g.dtype.name, code.exact)
 
     def decode_gradient(code: SGQGradient) -> Array:
-        return dequantize(jnp.asarray(code.codes), jnp.asarray(code.step)).astype(code.dtype)
+        codes = jnp.asarray(plain(code.codes))
+        return dequantize(codes, jnp.asarray(code.step)).astype(code.dtype)
 
     return Codec(quantizer, sgq_decode, encode_gradient, decode_gradient)
