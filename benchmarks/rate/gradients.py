@@ -155,12 +155,12 @@ def _each(settings: Mapping[float, Codec]) -> dict[float, _GradientCodec]:
 
 def _ours() -> dict[str, dict[float, _GradientCodec]]:
     """The library's gradients by their error."""
+    solved = numerics.solved_step
     return {
-        f"sgq, {name}{', masked' * exact}": {
-            error: functools.partial(_by_sgq, sgq_codec(exact, error, step), exact)
+        "sgq" + ", masked" * exact: {
+            error: functools.partial(_by_sgq, sgq_codec(exact, error, solved), exact)
             for error in ERRORS
         }
-        for name, step in STEPS.items()
         for exact in (False, True)
     }
 

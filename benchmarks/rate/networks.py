@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.int8 import FUSION_OFF
-from experiments import data, train
+from experiments import checkpoints, data, train
 from experiments.errors import UserError
 from experiments.models import Pool, max_pool, slice_max_pool
 
@@ -35,6 +35,7 @@ Array = jax.Array
 CUTS = {"A": 2, "B": 4}  # layers before the cut
 _POOLED = (1, 2, 4)  # layers with a pool before them
 _STRIDES = (2, 1, 2, 1, 2)
+_EARLY = 0.4  # epochs
 _SCORED = 2000  # test images after an epoch; at the end it is all
 
 
@@ -103,12 +104,13 @@ class Trained(NamedTuple):
 class Cut(NamedTuple):
     """What both sides of a cut compute with the same variables, compiled."""
 
-    features: Callable[[Array], Array]  # of images
-    logits: Callable[[Array], Array]  # of features
-    gradient: Callable[[Array, Array], Array]  # of the loss by features, given those and labels
-    device: Callable[[Array, Array], Array]  # of the loss by the device's parameters, flat
+    features: Callable[..., Array]  # of images
+    logits: Callable[..., Array]  # of features
+    gradient: Callable[..., Array]  # of the loss by features, given those and labels
+    device: Callable[..., Array]  # by the device's parameters, flat; given images and `gradient`
 
 
+@functools.cache
 def trained(config: Config, folder: Path | None) -> Trained:
     """Trains a network; continues, or only loads, what is in a folder.
 
@@ -136,10 +138,8 @@ def trained(config: Config, folder: Path | None) -> Trained:
         steps=steps * config.epochs,
         seed=config.seed,
     )
-    step, early = _compiled_step(state, learned, config.batch), state
-    batches = data.epoch_batches(learned, config.batch, seed=config.seed, epoch=0)
-    for images, labels in itertools.islice(batches, max(1, round(0.4 * steps))):
-        early, _ = step(early, images, labels)
+    step = _compiled_step(state, learned, config.batch)
+    early = _early(step, state, learned, config, folder and folder / "early")
     late = train.fit(
         step,
         state,
@@ -148,10 +148,25 @@ def trained(config: Config, folder: Path | None) -> Trained:
         epochs=config.epochs,
         batch=config.batch,
         seed=config.seed,
-        folder=folder,
+        folder=folder and folder / "late",
     ).state
     accuracy = {"early": train.evaluate(early, test)[1], "late": train.evaluate(late, test)[1]}
     return Trained(config, _variables(early), _variables(late), accuracy, learned, test)
+
+
+def _early(
+    step: train.Step, state: Any, learned: data.Split, config: Config, folder: Path | None
+) -> Any:
+    """The state after `_EARLY` epochs, as on the way to the late one."""
+    if folder and (saved := checkpoints.restore(folder, state)):
+        return saved.state
+    batches = data.epoch_batches(learned, config.batch, seed=config.seed, epoch=0)
+    count = max(1, round(_EARLY * len(learned.labels) / config.batch))
+    for images, labels in itertools.islice(batches, count):
+        state, _ = step(state, images, labels)
+    if folder:
+        checkpoints.save(folder, state, [])
+    return state
 
 
 def _compiled_step(state: Any, learned: data.Split, batch: int) -> jax.stages.Compiled:
