@@ -28,6 +28,7 @@ def nearest(t: Array, seed: Array | None = None) -> Array:
     return jnp.rint(t).astype(jnp.int32)
 
 
+@jax.jit  # traced once for each shape, of which a network has few
 def stochastic(t: Array, seed: Array | None = None) -> Array:
     """Rounds up with the probability of the fractional part, so that the mean is ``t``; int32.
 
