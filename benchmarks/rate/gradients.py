@@ -21,6 +21,7 @@ from benchmarks.rate.curves import summed
 from benchmarks.rate.networks import Cut
 from experiments.carriers import relative_error
 from tinyjax import entropy, global_step, numerics, sgq, sgq_decode, wire
+from tinyjax.numerics.solved_step import GradientStep
 
 __all__ = ["Batch", "batches_of", "by_step", "cosine", "curves", "through"]
 
@@ -63,8 +64,13 @@ def through(cut: Cut, codec: Codec, batches: Sequence[Batch]) -> float:
     return mean(map(one, batches))
 
 
-def by_step(cut: Cut, batches: Sequence[Batch], error: float = 0.3) -> dict[str, dict[str, float]]:
-    """Gradients with and without a mask, at both steps, after features in the default codec.
+def by_step(cut: Cut, batches: Sequence[Batch], step: float = 0.5) -> dict[str, dict[str, float]]:
+    """Gradients of error 0.3 with and without a mask, at both steps.
+
+    Args:
+      cut: where.
+      batches: that are sent.
+      step: of the features, in root mean squares.
 
     Returns:
       For each of ``solved``, ``solved, masked``, ``closed form`` and ``closed form, masked``:
@@ -72,15 +78,17 @@ def by_step(cut: Cut, batches: Sequence[Batch], error: float = 0.3) -> dict[str,
       ``cosine_features`` with the features alone encoded, and ``worst_cosine`` of a batch.
     """
     return {
-        f"{name}{', masked' * exact}": _averaged(cut, sgq_codec(exact, error, step), batches)
-        for name, step in STEPS.items()
+        f"{name}{', masked' * exact}": _averaged(cut, sgq_codec(exact, 0.3, solve, step), batches)
+        for name, solve in STEPS.items()
         for exact in (False, True)
     }
 
 
-def sgq_codec(exact: bool, error: float, step: Any) -> Any:
+@functools.cache
+def sgq_codec(exact: bool, error: float, solve: GradientStep, step: float = 0.5) -> Any:
     """The library's codec, compiled."""
-    codec = sgq(quantizer=global_step(exact=exact), error=error, gradient_step=step)
+    quantizer = global_step(step=step, exact=exact)
+    codec = sgq(quantizer=quantizer, error=error, gradient_step=solve)
     return codec._replace(encode_gradient=jax.jit(codec.encode_gradient))
 
 

@@ -56,7 +56,7 @@ def _features(found: Trained, name: str, size: Size) -> dict[str, Any]:
         codec: {setting: curves.measured(setting, each, batches) for setting, each in some.items()}
         for codec, some in known.items()
     }
-    taught = gradients.batches_of(cut, _taught(found, size)[:2])
+    taught = gradients.batches_of(cut, _taught(found, size))
     closer = _closer(found, cut, size, taught)
     shown = {codec: setting for codec, setting in _SHOWN.items() if setting in known[codec]}
     extra = {codec: closer(known[codec][setting]) for codec, setting in shown.items()}
@@ -182,13 +182,17 @@ def _curve(
     return [curves.measured(s, variant(s, calibration), batches) for s in settings]
 
 
+_FINER = 0.25  # root mean squares: a step of features that leaves more of the gradient
+
+
 def _gradients(found: Trained, name: str, size: Size) -> dict[str, Any]:
     """Gradients early and late, and the features of then in the default codec."""
-    row: dict[str, Any] = {"gradients": {}, "features_early": None}
+    row: dict[str, Any] = {"gradients": {}, "gradients_finer": {}}
     for when, variables in (("early", found.early), ("late", found.late)):
         cut = networks.at_cut(found.config, variables, name)
         taught = gradients.batches_of(cut, _taught(found, size))
         row["gradients"][when] = gradients.by_step(cut, taught)
+        row["gradients_finer"][when] = gradients.by_step(cut, taught, _FINER)
         if when == "early":
             calibration, batches = _tensors(found, cut, size)
             codec = features.sgq(features.DEFAULT, calibration)
