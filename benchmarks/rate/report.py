@@ -30,6 +30,10 @@ _LINES = {  # of the plots
     "top-k": "#64748b",
     "RandTopK": "#94a3b8",
 }
+_RANGES = {  # of the plots: title, bits, decibels
+    "features": ("features", (0.6, 6), (7, 27)),
+    "gradient_curves": ("gradients, late", (0.12, 6), (2, 42)),
+}
 _Rows = Sequence[Mapping[str, Any]]
 
 
@@ -113,27 +117,26 @@ def _setting(codec: str, setting: float) -> str:
 
 
 def _gradients(rows: _Rows) -> str:
-    """Gradients early and late at error 0.3, by step and mask."""
+    """Gradients early and late at error 0.3, by step and mask, and after finer features."""
     steps = list(rows[0]["gradients"]["late"])
 
     def cell(found: Mapping[str, float]) -> str:
         return f"{found['ratio']:.0f}x, {found['cosine']:.3f}"
 
-    def lines() -> Iterator[list[str]]:
-        for row in rows:
-            for when, found in row["gradients"].items():
-                alone = (
-                    found["solved"]["cosine_features"],
-                    found["solved, masked"]["cosine_features"],
-                )
-                yield [
-                    f"{_named(row)}, {when}",
-                    *(cell(found[step]) for step in steps),
-                    "{:.3f} / {:.3f}".format(*alone),
-                    f"{found['solved, masked']['error']:.2f}",
-                ]
+    def line(row: Mapping[str, Any], when: str) -> list[str]:
+        found, finer = row["gradients"][when], row["gradients_finer"][when]
+        alone = found["solved"]["cosine_features"], found["solved, masked"]["cosine_features"]
+        return [
+            f"{_named(row)}, {when}",
+            *(cell(found[step]) for step in steps),
+            "{:.3f} / {:.3f}".format(*alone),
+            f"{cell(finer['solved, masked'])}",
+            f"{cell(finer['closed form, masked'])}",
+        ]
 
-    return table(["cut", *steps, "features alone, without / with mask", "error"], lines())
+    header = ["cut", *steps, "features alone, without / with mask"]
+    header += ["solved, masked, after finer features", "closed form, masked, after finer"]
+    return table(header, (line(row, when) for row in rows for when in row["gradients"]))
 
 
 def _ablation(rows: _Rows) -> str:
@@ -175,33 +178,35 @@ def plotted(rows: _Rows) -> Any:
     with imported("matplotlib").rc_context(settings):
         size = (5.2 * len(rows), 8)
         figure = imported("matplotlib.figure").Figure(figsize=size, layout="constrained")
-        for axes, (row, part) in zip(
-            figure.subplots(2, len(rows), squeeze=False).ravel(),
-            [(row, part) for part in ("features", "gradient_curves") for row in rows],
-            strict=True,
-        ):
+        places = figure.subplots(2, len(rows), squeeze=False).ravel()
+        drawn = [(row, part) for part in _RANGES for row in rows]
+        for axes, (row, part) in zip(places, drawn, strict=True):
             _drawn(axes, row[part])
-            what = "features" if part == "features" else "gradients, late"
+            what, bits, decibels = _RANGES[part]
             axes.set_title(f"{_named(row)}: {what}")
+            axes.set(xlim=bits, ylim=decibels)
+        named = places[0].get_legend_handles_labels()
+        figure.legend(*named, loc="outside upper center", ncols=5, frameon=False, fontsize=8)
         return figure
 
 
 def _drawn(axes: Any, codecs: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
     for name, color in _LINES.items():
-        points = sorted(codecs[name], key=lambda p: p["bits"])
+        points = sorted(codecs.get(name, ()), key=lambda p: p["bits"])
+        if not points:  # what is only of features
+            continue
         place = [p["bits"] for p in points], [p["snr_db"] for p in points]
         axes.plot(*place, "o-", color=color, label=name, markersize=4, linewidth=1.5)
-    for name in ("int8", "int8, per channel", "int8 + zstd", "int4", "int4, per channel",
-                 "int4 + zstd", "int2, clipped"):  # fmt: skip
+    for name in ("int4", "int4, per channel", "int4 + zstd", "int8 + zstd", "int2, clipped"):
         for point in codecs.get(name, ()):
             place = point["bits"], point["snr_db"]
             axes.plot(*place, "s", color="#475569", markersize=4)
-            axes.annotate(name, place, xytext=(5, -3), textcoords="offset points", fontsize=7)
+            moved = dict(xytext=(5, -3), textcoords="offset points", fontsize=7)
+            axes.annotate(name, place, annotation_clip=True, **moved)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("bits of an element")
     axes.set_ylabel("SNR in dB")
     axes.xaxis.set_major_formatter(imported("matplotlib.ticker").FormatStrFormatter("%g"))
-    axes.legend(frameon=False, fontsize=8)
 
 
 def main() -> int:
