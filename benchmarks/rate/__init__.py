@@ -1,8 +1,8 @@
 """Rate and distortion of features and gradients: this codec beside every simple one.
 
 ``python -m benchmarks rate`` trains the networks of :mod:`benchmarks.rate.networks` (minutes each),
-cuts them, and sends real features and gradients through every codec as real frames. A cut that is
-done stays in ``out/rate``, and so does a trained network; remove the folder to measure anew.
+cuts them, and sends real features and gradients through every codec as real frames. What is done
+stays in ``out/rate``, and so does a trained network; remove the folder to measure anew.
 ``python -m benchmarks.rate.report`` makes tables and plots of it.
 
 States, tables and codebooks are fitted to 128 training images. Features are of 128 test images in
@@ -21,7 +21,9 @@ A row is a cut; ``features`` and ``gradient_curves`` have, for each codec, its p
 float32's) and ``cosine`` (of the device's gradient with float32's). ``bd`` has BD-rates.
 """
 
-from collections.abc import Mapping
+import functools
+import operator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +48,7 @@ _SMALL = Size(32, 1, 32, 32, 2, 16, (0.35, 0.5, 0.8, 1.2), (0.35, 0.8, 1.2), (5,
 
 
 class Measured(NamedTuple):
-    """A cut of a network."""
+    """A part of what is measured at a cut."""
 
     row: dict[str, Any]
 
@@ -63,26 +65,28 @@ def run(name: str, *, rounds: int = 1, shrink: int = 1) -> list[dict[str, Any]]:
     config = CASES[name]
     if shrink > 1:
         small = Config("fashion_mnist_sample", (4, 16, 16, 16, 16), config.pooled, 256, 1, 32)
-        return [_row(name, "B", small, None, _SMALL)]
+        made = [_part(part, "B", small, None, _SMALL) for part in parts.PARTS]
+        return [_row(name, "B", made)]
     return [
-        once(f"{name}_{cut}", config, _OUT, lambda _, cut=cut: _measured(name, cut)).record[
-            "metrics"
-        ]["row"]
-        for cut in CUTS
+        _row(name, cut, [_kept(name, cut, part, config) for part in parts.PARTS]) for cut in CUTS
     ]
 
 
-def _measured(name: str, cut: str) -> Measured:
-    return Measured(_row(name, cut, CASES[name], _OUT / "networks" / name, Size()))
+def _row(name: str, cut: str, made: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"case": name, "cut": cut}
+    return functools.reduce(operator.or_, made, row)
 
 
-def _row(name: str, cut: str, config: Config, folder: Path | None, size: Size) -> dict[str, Any]:
+def _kept(name: str, cut: str, part: str, config: Config) -> dict[str, Any]:
+    """A part from an earlier run, if it is there."""
+    measured = lambda _: Measured(_part(part, cut, config, _OUT / "networks" / name, Size()))
+    return once(f"{name}_{cut}_{part}", config, _OUT, measured).record["metrics"]["row"]
+
+
+def _part(part: str, cut: str, config: Config, folder: Path | None, size: Size) -> dict[str, Any]:
     found = networks.trained(config, folder)
-    row: dict[str, Any] = {"case": name, "cut": cut, "accuracy": found.accuracy}
-    for part, measure in parts.PARTS.items():
-        print(f"  cut {cut}: {part} ...", flush=True)
-        row |= measure(found, cut, size)
-    return row
+    print(f"  cut {cut}: {part} ...", flush=True)
+    return parts.PARTS[part](found, cut, size)
 
 
 def table(row: Mapping[str, Any]) -> str:
@@ -90,7 +94,7 @@ def table(row: Mapping[str, Any]) -> str:
     default = next(p for p in row["features"]["sgq"] if p["setting"] == features.DEFAULT)
     lines = [
         f"{row['case']} {row['cut']} {row['shape']}: {32 / default['bits']:.1f}x at "
-        f"{default['snr_db']:.1f} dB, agreement {row['agreement']['sgq']:.3f}",
+        f"{default['snr_db']:.1f} dB, agreement {row['rounding']['offset 0.4']['agreement']:.3f}",
         *(f"  BD-rate against {k}: {_percent(v)}" for k, v in row["bd"].items()),
     ]
     for when, steps in row["gradients"].items():

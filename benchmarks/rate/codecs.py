@@ -22,7 +22,7 @@ from tinyjax.contexts import State
 from tinyjax.numerics import tables
 from tinyjax.numerics.step_quantize import widened
 from tinyjax.streams import coded_bits, lanes_for
-from tinyjax.transforms.quantizers import symbols
+from tinyjax.transforms.quantizers import Quantizer, symbols
 
 __all__ = [
     "AMORTISED",
@@ -37,6 +37,7 @@ __all__ = [
     "per_channel",
     "per_tensor",
     "plain",
+    "quantized",
     "state_for",
     "stepped",
     "strongest_zstd",
@@ -63,7 +64,11 @@ Size = Callable[[Any], float]  # of a code, in bytes
 
 def stepped(size: Size, *, step: float, bits: int = 4, exact: bool = False) -> Codec:
     """The library's quantizer with one step, offset 0.4 and centroids, before some coder."""
-    quantizer = global_step(step=step, bits=bits, exact=exact)
+    return quantized(size, global_step(step=step, bits=bits, exact=exact))
+
+
+def quantized(size: Size, quantizer: Quantizer) -> Codec:
+    """A quantizer of the library before some coder."""
     return functools.partial(_through, quantizer, sgq_decode, size)
 
 

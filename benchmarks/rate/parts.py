@@ -70,6 +70,7 @@ def _features(found: Trained, name: str, size: Size) -> dict[str, Any]:
     lists = {codec: list(some.values()) for codec, some in points.items()}
     others = {k: v for k, v in lists.items() if k in ("DCT", "top-k", "product quantization")}
     return {
+        "accuracy": found.accuracy,
         "shape": list(batches[0].shape[1:]),
         "zeros": float(np.mean(batches[0] == 0)),
         "repeated": _repeated(batches[0]),
@@ -77,10 +78,6 @@ def _features(found: Trained, name: str, size: Size) -> dict[str, Any]:
         "state_bytes": _proven(calibration, batches[0]),
         "features": described,
         "bd": curves.saving({"sgq": lists["sgq"]}, {**features.joined(lists), **others})["sgq"],
-        "agreement": {
-            codec: _agreement(found, cut, size, known[codec][features.DEFAULT])
-            for codec in ("sgq", "sgq, masked")
-        },
     }
 
 
@@ -116,15 +113,6 @@ def _closer(
     return closer
 
 
-def _agreement(found: Trained, cut: Cut, size: Size, codec: codecs.Codec) -> float:
-    """The share of predictions that are float32's, on more images."""
-    same = []
-    for images in _tested(found, size, size.agreement_default // size.batch):
-        x = np.asarray(cut.features(images))
-        same.append(np.mean(_classes(cut, codec(x).decoded) == _classes(cut, x)))
-    return float(np.mean(same))
-
-
 def _classes(cut: Cut, x: Any) -> np.ndarray:
     return np.asarray(cut.logits(jnp.asarray(x))).argmax(-1)
 
@@ -147,6 +135,28 @@ def _proven(calibration: np.ndarray, x: np.ndarray) -> int:
     if not (valid and same):
         raise AssertionError("a frame did not come back as it was sent")
     return len(wire.pack(state))
+
+
+def _rounding(found: Trained, name: str, size: Size) -> dict[str, Any]:
+    """What the offset of rounding and the exact 0 mean to predictions and gradients."""
+    cut = networks.at_cut(found.config, found.late, name)
+    calibration, batches = _tensors(found, cut, size)
+    more = size._replace(agreement=size.agreement_default)
+    closer = _closer(found, cut, more, gradients.batches_of(cut, _taught(found, size)))
+    quantizers = {
+        "offset 0.4": global_step(),
+        "offset 0.5": global_step(offset=0.5),
+        "masked": global_step(exact=True),
+        "masked, offset 0.5": global_step(exact=True, offset=0.5),
+    }
+    rows = {}
+    for label, quantizer in quantizers.items():
+        codec = codecs.quantized(
+            codecs.by_context(codecs.state_for(quantizer, calibration)), quantizer
+        )
+        point = curves.measured(features.DEFAULT, codec, batches)
+        rows[label] = {**point._asdict(), **closer(codec)}
+    return {"rounding": rows}
 
 
 def _ablation(found: Trained, name: str, size: Size) -> dict[str, Any]:
@@ -205,6 +215,7 @@ def _gradients(found: Trained, name: str, size: Size) -> dict[str, Any]:
 
 PARTS: Mapping[str, Callable[[Trained, str, Size], dict[str, Any]]] = {
     "features": _features,
+    "rounding": _rounding,
     "ablation": _ablation,
     "gradients": _gradients,
 }

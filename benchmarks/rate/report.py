@@ -58,12 +58,26 @@ def _default(rows: _Rows) -> str:
                 f"{point['bits']:.3f}",
                 f"**{32 / point['bits']:.1f}x**",
                 f"{point['snr_db']:.1f} dB",
-                f"{row['agreement']['sgq']:.4f}",
+                f"{row['rounding']['offset 0.4']['agreement']:.4f}",
                 f"{row['state_bytes'] / 1000:.1f} kB",
                 f"{32 / early['bits']:.1f}x, {early['snr_db']:.1f} dB",
             ]
 
     return table(header, lines())
+
+
+def _rounding(rows: _Rows) -> str:
+    """Ratio, signal to noise, agreement and cosine by offset and mask."""
+
+    def cell(found: Mapping[str, float]) -> str:
+        return (
+            f"{32 / found['bits']:.1f}x, {found['snr_db']:.1f} dB, {found['agreement']:.4f}, "
+            f"{found['cosine']:.3f}"
+        )
+
+    labels = list(rows[0]["rounding"])
+    lines = ([label, *(cell(row["rounding"][label]) for row in rows)] for label in labels)
+    return table(["rounding", *map(_named, rows)], lines)
 
 
 def _bd(rows: _Rows) -> str:
@@ -152,6 +166,7 @@ def _ablation(rows: _Rows) -> str:
 
 TABLES: Mapping[str, Callable[[_Rows], str]] = {
     "default": _default,
+    "rounding": _rounding,
     "bd": _bd,
     "codecs": _codecs,
     "gradients": _gradients,
