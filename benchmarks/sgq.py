@@ -12,6 +12,9 @@ Cases:
     ``tinyjax.sgq``: 4-bit codes, one step for all features.
 ``groups_packed``
     ``tinyjax.stripe_groups``: 4-bit codes, groups of 16 channels, grouped by range in every call.
+``sgq_contexts``, ``sgq_order0``
+    The codes of ``sgq_packed`` through ``tinyjax.entropy`` as well, all in one program: by context,
+    fitted to the features of 128 images that the network was trained on, and with one table.
 ``int8``, ``int4``
     One scale for the whole tensor, through the same code.
 ``int4_zstd``
@@ -26,11 +29,15 @@ Cases:
 Metrics of a row:
 
 ``ratio_f32``
-    Bytes of float32 over those of the whole ``tinyjax.wire`` frame, side information included.
+    Bytes of float32 over those of the whole ``tinyjax.wire`` frame, side information included, but
+    for the fitted contexts of ``sgq_contexts``: they are sent once, in ``state_bytes``.
 ``snr_db``
     Signal to noise of the decoded features; a copy has none.
 ``encode_gbps``, ``decode_gbps``
     Between features and code arrays; between features and compressed bytes for ``*_zstd``.
+``encode_mps``, ``decode_mps``, ``cores``
+    The same in millions of elements, and the cores that the process may use: with ``taskset -c 0``
+    before the command, one.
 ``encode_gradient_gbps``, ``encode_closed_gbps``
     Of ``sgq_packed``, with the features in place of a gradient: at the solved step, and at that of
     the closed form.
@@ -43,6 +50,7 @@ Metrics of a row:
 """
 
 import functools
+import os
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -55,12 +63,14 @@ import numpy as np
 from experiments import data, measure, train
 from experiments.carriers import compress, decompress, snr_db, uniform
 from experiments.models import SmallCnn
-from tinyjax import numerics, sgq, stripe_groups, wire
+from tinyjax import entropy, numerics, sgq, sgq_decode, sgq_encode, stripe_groups, wire
 
 __all__ = ["CASES", "features", "run"]
 
 CASES = (
     "sgq_packed",
+    "sgq_contexts",
+    "sgq_order0",
     "groups_packed",
     "int8",
     "int4",
@@ -82,12 +92,20 @@ def run(name: str, *, rounds: int = 15, shrink: int = 1) -> list[dict[str, Any]]
       rounds: how often each program runs.
       shrink: divides the batch, to try things out quickly.
     """
-    return [{"case": name, **_measured(rounds, shrink)[name], "rounds": rounds}]
+    row = _measured(rounds, shrink)[name]
+    speeds = {f"{way}_mps": 1e3 * row[f"{way}_gbps"] / 4 for way in ("encode", "decode")}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return [{"case": name, **row, **speeds, "cores": cores, "rounds": rounds}]
+
+
+def features(shrink: int = 1) -> jax.Array:
+    """Post-relu features float32 [128 / shrink, 16, 16, 64] of a briefly trained network."""
+    return _known_and_unseen(shrink)[1]
 
 
 @functools.cache
-def features(shrink: int = 1) -> jax.Array:
-    """Post-relu features float32 [128 / shrink, 16, 16, 64] of a briefly trained network."""
+def _known_and_unseen(shrink: int) -> tuple[jax.Array, jax.Array]:
+    """Such features of images that the network was trained on, and of others."""
     split, _ = data.load("fashion_mnist_sample")
     known = data.first(split, _TRAINED_ON // shrink)
     resized = lambda images: jax.image.resize(images, (len(images), 32, 32, 1), "linear")
@@ -97,20 +115,23 @@ def features(shrink: int = 1) -> jax.Array:
     for epoch in range(2):
         for images, labels in data.epoch_batches(known, _BATCH, seed=0, epoch=epoch):
             state, _ = train.train_step(state, resized(images), labels)
-    unseen = data.pixels(split.images[_TRAINED_ON : _TRAINED_ON + _SAMPLES // shrink])
-    _, kept = state.apply_fn(
-        {"params": state.params},
-        resized(unseen),
-        capture_intermediates=lambda module, _: module.name == _LAYER,
-        mutable=["intermediates"],
-    )
-    return nn.relu(kept["intermediates"][_LAYER]["__call__"][0])
+
+    def of(first: int) -> jax.Array:
+        _, kept = state.apply_fn(
+            {"params": state.params},
+            resized(data.pixels(split.images[first : first + _SAMPLES // shrink])),
+            capture_intermediates=lambda module, _: module.name == _LAYER,
+            mutable=["intermediates"],
+        )
+        return nn.relu(kept["intermediates"][_LAYER]["__call__"][0])
+
+    return of(0), of(_TRAINED_ON)
 
 
 @functools.cache
 def _measured(rounds: int, shrink: int) -> dict[str, dict[str, float]]:
     """The metrics of every case."""
-    x = features(shrink)
+    known, x = _known_and_unseen(shrink)
     codecs = {
         "sgq_packed": sgq(),
         "groups_packed": sgq(quantizer=stripe_groups()),
@@ -137,12 +158,33 @@ def _measured(rounds: int, shrink: int) -> dict[str, dict[str, float]]:
         calls[f"{short} decode"] = lambda decode=decode, small=small: decode(
             wire.unpack(decompress(small))
         )
+    for name, state in {"sgq_contexts": entropy.fit(sgq_encode(known)), "sgq_order0": None}.items():
+        calls |= _compressed(name, state, x)
+        frame = wire.pack(jax.device_get(entropy.compress(sgq_encode(x), state)))
+        rows[name] = {"ratio_f32": x.nbytes / len(frame), "snr_db": rows["sgq_packed"]["snr_db"]}
+        rows[name] |= {"state_bytes": len(wire.pack(state))} if state is not None else {}
     calls |= _sgq_only(x) | _copies(x)
     seconds = measure.interleaved(calls, rounds, calls=3)
     for call, times in seconds.items():
         name, what = call.split()
         rows.setdefault(name, {"ratio_f32": 1.0})[f"{what}_gbps"] = x.nbytes / median(times) / 1e9
     return rows
+
+
+def _compressed(name: str, state: Any, x: jax.Array) -> dict[str, Callable[[], Any]]:
+    """From features to a stream and back, each in one program."""
+    encode = jax.jit(lambda x, state: entropy.compress(sgq_encode(x), state))
+    small = encode(x, state)
+
+    @jax.jit
+    def decode(small: Any, state: Any) -> tuple[jax.Array, jax.Array]:
+        code, valid = entropy.expand(small, state)
+        return sgq_decode(code), valid
+
+    return {
+        f"{name} encode": lambda: encode(x, state),
+        f"{name} decode": lambda: decode(small, state),
+    }
 
 
 def _sgq_only(x: jax.Array) -> dict[str, Callable[[], Any]]:

@@ -190,6 +190,9 @@ def test_sgq_has_a_row_for_every_case(tmp_path):
     assert rows["int4"]["snr_db"] < rows["groups_packed"]["snr_db"] < rows["int8"]["snr_db"]
     assert 17 < rows["sgq_packed"]["snr_db"] < rows["int8"]["snr_db"]
     assert rows["int4_zstd"]["ratio_f32"] > rows["int4"]["ratio_f32"]
+    ratios = [rows[f"sgq_{how}"]["ratio_f32"] for how in ("packed", "order0", "contexts")]
+    assert ratios == sorted(ratios)
+    assert rows["sgq_contexts"]["state_bytes"] == 24 + 8 + 4 + 232 * 64 + 156 + 336 + 252 * 16
 
 
 @pytest.mark.parametrize("case", ["block", pytest.param("backbone", marks=pytest.mark.slow)])
@@ -225,7 +228,21 @@ def test_the_gpu_script_runs_as_it_would_there(tmp_path, monkeypatch):
     assert all(row["integers_equal"] for row in found["products"])
     for row in (*found["products"], *found["steps"]):
         assert row.keys() >= {"int8_ms", "bf16_ms", "f32_ms", "speedup_bf16", "speedup_f32"}
-    assert found["codes"] == {"nearest": 1.0, "stochastic": 1.0}  # here both are the CPU
+    assert found["codes"] == [{"nearest": 1.0, "stochastic": 1.0}]  # here both are the CPU
+
+
+@pytest.mark.slow
+def test_the_bits_of_sgq_are_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    file = tmp_path / "gpu.json"
+    assert gpu.main(["sgq", "--smoke", "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert all(row["encode_mps"] > 0 and row["decode_mps"] > 0 for row in found["speeds"])
+    equal = {"frames_equal": True, "expanded_equal": True, "decoded_equal": True}
+    assert found["bits"] == [{"codes_equal": 1.0, **equal}]
+    wrong = {"frames_equal": False}
+    monkeypatch.setitem(gpu.BENCHMARKS, "sgq", lambda *_: [("bits", wrong)])
+    assert gpu.main(["sgq", "--smoke", "--json", str(file)]) == 1
 
 
 def test_the_gpu_script_wants_a_gpu(capsys):

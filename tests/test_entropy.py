@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.codes import MUTATIONS, assert_same, made, mask_of, sent, signed
+from tests.oracles import wire as second_reader
 from tinyjax import (
     GroupCode,
     SGQGradient,
@@ -226,6 +227,19 @@ def test_golden_frames_are_written_and_read_exactly(name):
         assert wire.pack(state).hex() == want["state"]
     if features is not None:
         assert wire.pack(features).hex() == want["features"]
+
+
+def test_a_second_reader_finds_the_same_values():
+    for file in ("wire_v2.json", "wire_v2_compressed.json"):
+        frames = json.loads((GOLDEN / file).read_text())
+        for name, frame in frames.items():
+            state, features = (frame.get(key) for key in ("state", "features"))
+            if file == "wire_v2.json" and features is not None:
+                features = frames[features]["frame"]
+            needed = [text if text is None else bytes.fromhex(text) for text in (state, features)]
+            found = second_reader.values(bytes.fromhex(frame["frame"]), *needed)
+            wanted = np.frombuffer(bytes.fromhex(frame["float32"]), "<f4").reshape(found.shape)
+            np.testing.assert_array_equal(found, wanted, err_msg=name)
 
 
 # --- every other byte string ---------------------------------------------------------------------

@@ -25,7 +25,7 @@ from tinyjax.transforms.quantizers import nonzero, symbols
 
 __all__ = ["compress", "expand", "fit"]
 
-Code = TypeVar("Code", StepCode, GroupCode, SGQGradient)
+Code = TypeVar("Code", bound=StepCode | GroupCode | SGQGradient)
 
 
 def fit(code: FeatureCode) -> State:

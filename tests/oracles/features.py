@@ -43,8 +43,13 @@ DIRECT = [(0, 1), (0, -1), (1, 0), (-1, 0)]
 DIAGONAL = [(1, 1), (1, -1), (-1, 1), (-1, -1)]
 
 
-def _pixel(q, i, y, x, k, phase, sources, weights, edges, splits):
+def _pixel(q, i, y, x, k, phase, *arrays):
     """The code of a pixel and its context."""
+    return int(q[i, y, x, k]), context(q, i, y, x, k, phase, *arrays)
+
+
+def context(q, i, y, x, k, phase, sources, weights, edges, splits):
+    """The context of a pixel, from codes that come before it."""
     known = [q[i, y, x, s] for s in sources[k]]
     known += [_around(q, i, y, x, s, DIRECT) for s in sources[k]]
     known.append([0, _around(q, i, y, x, k, DIAGONAL), _around(q, i, y, x, k, DIRECT)][phase])
@@ -54,4 +59,4 @@ def _pixel(q, i, y, x, k, phase, sources, weights, edges, splits):
     )
     place = sum(prediction >= e for e in edges[phase])
     kind = sum(activity >= e for e in splits[phase][place])
-    return int(q[i, y, x, k]), int(phase * 42 + place * 3 + kind)
+    return int(phase * 42 + place * 3 + kind)

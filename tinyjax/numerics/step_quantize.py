@@ -22,7 +22,6 @@ import numpy as np
 from jax import lax
 
 from tinyjax.numerics.group_quantize import beside_zero, upper_half, widened
-from tinyjax.numerics.layout import row_major
 
 __all__ = ["MAX_STEP", "step_dequantize", "step_quantize", "step_values"]
 
@@ -31,6 +30,7 @@ Array = jax.Array
 MAX_STEP = 8  # root mean squares
 _LEAST = 2.0**-100  # a step: no product with a centroid is subnormal
 _TOO_LARGE = 2.0**112  # a magnitude: no product with a centroid overflows
+_PLAIN = (2.0**-20, 2.0**40)  # magnitudes of which float32 holds the squares, and their sum
 _SHIFT = 8
 _UNIT = 1 << _SHIFT  # parts of a step
 _SAMPLE = 1 << 15  # elements that centroids are measured on; their sums fit int32
@@ -118,19 +118,33 @@ def step_dequantize(q: Array, scale: Array, centroids: Array) -> Array:
 
 def _measured(x: Array) -> tuple[Array, Array, Array]:
     """How far ``x`` reaches below and above 0, and its root mean square: NaN if there is none."""
+    # Written down, or XLA would do the small sums again for each of the many that read them.
+    least, most, squares = lax.optimization_barrier(
+        (jnp.min(x, axis=0), jnp.max(x, axis=0), jnp.sum(jnp.square(x), axis=0))
+    )
     # As in abs_max: XLA's maximum passes over NaN, the sum does not.
-    unknown = jnp.sum(jnp.float32(0) * jnp.sum(x, axis=0))
-    below = unknown - jnp.min(jnp.min(x, axis=0), initial=0.0)
-    above = jnp.max(jnp.max(x, axis=0), initial=0.0) + unknown
-    largest = row_major(jnp.maximum(below, above))
+    unknown = jnp.where(jnp.any(jnp.isnan(squares)), jnp.float32(jnp.nan), jnp.float32(0))
+    below, above = unknown - jnp.min(least, initial=0.0), jnp.max(most, initial=0.0) + unknown
+    largest = jnp.maximum(below, above)
     largest = jnp.where(largest < jnp.float32(_TOO_LARGE), largest, jnp.float32(jnp.nan))
+    usual = (largest > jnp.float32(_PLAIN[0])) & (largest < jnp.float32(_PLAIN[1]))
+    rms = lax.cond(
+        usual,
+        lambda: jnp.sqrt(jnp.sum(squares) * jnp.float32(1 / x.size)),
+        lambda: _root_mean_square(x, largest),
+    )
+    return lax.optimization_barrier((below, above, rms))
+
+
+def _root_mean_square(x: Array, largest: Array) -> Array:
+    """That of numbers whose squares are out of range; NaN if the largest is."""
     # In units of a power of two near the largest, in which no square overflows.
     unit = jnp.maximum(largest, jnp.float32(_LEAST))
     power = lax.bitcast_convert_type(unit, jnp.uint32) & jnp.uint32(0x7F800000)
     unit = lax.bitcast_convert_type(power, jnp.float32)
     squares = jnp.sum(jnp.sum(jnp.square(x * (jnp.float32(1) / unit)), axis=0))
     rms = unit * jnp.sqrt(squares * jnp.float32(1 / x.size))
-    return below, above, jnp.where(jnp.isnan(largest), largest, rms)
+    return jnp.where(jnp.isnan(largest), largest, rms)
 
 
 def _placed(
