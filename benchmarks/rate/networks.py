@@ -44,13 +44,19 @@ class Config:
     """A network and what it is trained on."""
 
     dataset: str
-    widths: tuple[int, ...]
+    fourth: int  # width of the fourth convolution
     pooled: bool = True
     images: int = 20_000
     epochs: int = 3
     batch: int = 64
     learning_rate: float = 0.05
     seed: int = 0
+    narrower: int = 1  # divides all widths
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of all convolutions."""
+        return tuple(width // self.narrower for width in (32, 64, 128, self.fourth, 256))
 
 
 class Net(nn.Module):

@@ -17,7 +17,6 @@ _NAMES = {
     "fashion_mnist": "Fashion-MNIST",
     "cifar10": "CIFAR-10",
     "cifar10_strided": "CIFAR-10, no pool",
-    "fashion_mnist_strided": "Fashion-MNIST, no pool",
 }
 _LINES = {  # of the plots
     "sgq": "#0d9488",
