@@ -32,10 +32,10 @@ demo: $(READY) ## all three methods; the report goes to OUT (default out/demo)
 	$(BIN)/python -m experiments demo --out "$(OUT)"
 
 test: $(READY) ## the tests, without the slow ones
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 test-full: $(READY) ## all tests, the slow and wide ones too
-	$(BIN)/python -m pytest -n $(JOBS) -m ""
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m ""
 
 lint: $(READY) ## ruff (lint and format) and pyrefly
 	$(BIN)/ruff check .

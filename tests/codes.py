@@ -6,7 +6,8 @@ import zlib
 import jax
 import numpy as np
 
-from tinyjax import SGQGradient, StepCode
+from tests.oracles import gains as oracle
+from tinyjax import GainCode, SGQGradient, StepCode
 from tinyjax.codes import GroupCode
 
 
@@ -41,6 +42,17 @@ def made(kind, shape, bits, dtype="float32", exact=False, q=None):
     zero_point = (np.arange(scale.size) % 2**bits).astype(np.uint8).reshape(scale.shape)
     ids = (np.arange(c) % groups).astype(np.uint8)
     return GroupCode(packed, scale, zero_point, ids, **meta)
+
+
+def made_gains(shape, levels, dtype="float32"):
+    """A code with gains likewise."""
+    rows, (n, *_, c), groups = int(np.prod(shape[:-1])), shape, 2
+    packed = oracle.pack((np.arange(rows * c) * 7 // 3 % levels).reshape(rows, c), levels)
+    gains = packed_rows((np.arange(rows * groups) * 5 % 16).reshape(rows, groups), 4)
+    scale = (0x3F00 + np.arange(n * groups)).astype(np.uint16).reshape(n, groups)
+    scale[-1, -1] = 0x7FC0
+    ids = (np.arange(c) % groups).astype(np.uint8)
+    return GainCode(packed, gains, scale, ids, shape, levels, dtype)
 
 
 def sent(shape, dtype="float32", mask=None, most=127):

@@ -1,6 +1,8 @@
 """Settings every test runs under: strict dtype promotion, two CPU devices, fixed seeds."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 
@@ -11,6 +13,21 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
+# What one process of a run has compiled the others load: the same compiler, with the same options.
+# The first of them makes the folder, which ends with the run.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    folder = tempfile.mkdtemp(prefix="tinyjax-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name, value in {
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
 
 # int8 silently meeting float32 is an error here, and tests of sharding have two devices to use.
 jax.config.update("jax_numpy_dtype_promotion", "strict")

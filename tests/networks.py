@@ -1,5 +1,6 @@
 """Small networks and steps of every style that a user may bring."""
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -97,7 +98,8 @@ def _optimizer() -> optax.GradientTransformation:
 def linen_case(batch: tuple[jax.Array, jax.Array], **fields: Any) -> Case:
     """Convolutions, BatchNorm, residual, dropout in linen."""
     model = Residual(**fields)
-    variables = model.init(jax.random.key(0), batch[0], train=False)
+    init = jax.jit(functools.partial(model.init, train=False))
+    variables = init(jax.random.key(0), batch[0][:1])
     state = BatchNormState.create(
         apply_fn=model.apply,
         params=variables["params"],

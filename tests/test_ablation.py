@@ -81,7 +81,11 @@ def test_norms_of_the_small_network_keep_what_they_say():
 # --- rivals --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", RIVALS)
+# What these two are made of is in octo and in switchback.
+PLAIN = dict.fromkeys(("per_tensor", "row_wise"), pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=PLAIN.get(name, ())) for name in RIVALS])
 def test_rivals_train_in_an_unedited_step(name, batch):
     tx, state = RIVALS[name](), state_of(batch)
     ready = attach(tx, normed.normed_step, state, *batch)

@@ -61,7 +61,9 @@ def random_chain(seed):
     return apply, params, (*size, width), any(kind in ("conv", "dot") for kind, *_ in layers)
 
 
-@pytest.mark.parametrize("seed", range(22))
+@pytest.mark.parametrize(
+    "seed", [*range(12), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(12, 40))]
+)
 def test_random_chains_equal_dense(seed):
     apply, params, shape, heavy = random_chain(seed)
     frames = video(np.random.default_rng(seed), shape)
@@ -92,8 +94,20 @@ def tiles_change_nothing(pairs, size):
     return same
 
 
-@pytest.mark.parametrize("size", [(64, 64), (50, 71)])
-@pytest.mark.parametrize("widths", [(3, 32, 32, 32, 32), (64, 64, 64), (1, *7 * (32,))])
+DEEP = (1, *7 * (32,))
+
+
+@pytest.mark.parametrize(
+    ("widths", "size"),
+    [
+        ((3, 32, 32, 32, 32), (64, 64)),
+        ((64, 64, 64), (50, 71)),
+        pytest.param((3, 32, 32, 32, 32), (50, 71), marks=pytest.mark.slow),
+        pytest.param((64, 64, 64), (64, 64), marks=pytest.mark.slow),
+        pytest.param(DEEP, (64, 64), marks=pytest.mark.slow),
+        pytest.param(DEEP, (50, 71), marks=pytest.mark.slow),
+    ],
+)
 def test_chains_of_3x3_at_patch_16_are_bit_exact(widths, size, rng):
     pairs = list(pairwise(widths))
     params = [jnp.asarray(rng.normal(size=(3, 3, *pair)) / 5, jnp.float32) for pair in pairs]

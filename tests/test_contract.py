@@ -80,7 +80,17 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES)
+# What these are made of is in other cases, so that what they owe is asked in the wide run only.
+VARIANTS = ("int8, nearest", "sgq, closed form", "sgq, cosine", "bias, int8", "at", "chain")
+SLOW = dict.fromkeys((*VARIANTS, "pass, threshold 0", "pass, never whole"), pytest.mark.slow)
+
+
+def each(cases):
+    """The names of cases, the variants among them as slow ones."""
+    return [pytest.param(name, marks=SLOW.get(name, ())) for name in cases]
+
+
+@pytest.fixture(params=each(CASES))
 def case(request):
     return CASES[request.param]
 
@@ -181,7 +191,7 @@ BLOCKS = {
 }
 
 
-@pytest.fixture(params=BLOCKS)
+@pytest.fixture(params=each(BLOCKS))
 def skipping(request, model):
     (state, _), (x, _) = model
     return BLOCKS[request.param], state.apply_fn, state.params, x

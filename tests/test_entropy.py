@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.codes import MUTATIONS, assert_same, made, mask_of, sent, signed
+from tests.codes import MUTATIONS, assert_same, made, made_gains, mask_of, sent, signed
 from tests.oracles import wire as second_reader
 from tinyjax import (
     GroupCode,
@@ -192,6 +192,9 @@ def test_what_is_refused():
         entropy.compress(short, state)
     with pytest.raises(ValueError, match="use it as it is"):
         entropy.expand(code)
+    for refuse in (entropy.fit, entropy.compress):
+        with pytest.raises(ValueError, match="with gains has one length whatever is in it: send"):
+            refuse(made_gains((2, 4), 3))
     with pytest.raises(ValueError, match="codes of 8 bits have no contexts"):
         entropy.fit(compressed()["order0_8bit"][0])
     with pytest.raises(ValueError, match="is for 4 symbols where the code has 4 bits"):

@@ -280,8 +280,9 @@ def test_evaluation_weighs_a_ragged_last_piece(split):
 # --- experiments ---------------------------------------------------------------------------------
 
 
-# The arms on a full set are those on the sample with other data: compiling them again is slow.
-SLOW = {name: pytest.mark.slow for name in octo.CONFIGS if name.endswith("_full")}
+# These are the arms on the sample with other data, or the network that the ablation trains:
+# compiling them again is slow.
+SLOW = {name: pytest.mark.slow for name in octo.CONFIGS if name.endswith(("_full", "_mnist"))}
 
 
 @pytest.mark.parametrize(

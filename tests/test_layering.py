@@ -66,7 +66,7 @@ MAY_IMPORT = {
         "residuals",
         "scaling",
     },
-    "frames": {"codes"},
+    "frames": {"codes", "numerics"},
     "stream_frames": {"frames", "numerics", "streams"},
     "wire": {"codes", "contexts", "frames", "states", "stream_frames", "streams"},
     "collab": {"base", "wire"},

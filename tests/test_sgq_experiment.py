@@ -16,6 +16,7 @@ from experiments.__main__ import main
 from experiments.errors import UserError
 from experiments.sections.sgq import section
 
+pytestmark = pytest.mark.xdist_group("sgq experiment")  # which share a run: one process for all
 TINY = replace(sgq.smoke(sgq.CONFIGS["sample"]), limit=20)
 
 
@@ -117,7 +118,7 @@ def test_settings_that_do_not_fit_the_features_are_told_before_training():
         sgq.run(replace(TINY, quantizer="groups", group_size=20))
 
 
-@pytest.mark.parametrize("model", sgq.CUTS)
+@pytest.mark.parametrize("model", ["small_cnn", pytest.param("vgg6", marks=pytest.mark.slow)])
 def test_what_crosses_is_what_the_layers_meet(rng, model):
     network = models.MODELS[model]()
     images = jnp.asarray(rng.random((4, 16, 16, 1)), jnp.float32)

@@ -42,8 +42,15 @@ def only_reduces(program, *dtypes):
         assert found <= {("all-reduce", dtype) for dtype in dtypes}
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-@pytest.mark.parametrize("net", sharded.NETS)
+@pytest.mark.parametrize(
+    ("net", "kind"),
+    [
+        pytest.param("conv", AxisType.Auto, id="conv-auto"),
+        pytest.param("conv", AxisType.Explicit, id="conv-explicit", marks=pytest.mark.slow),
+        pytest.param("dense", AxisType.Auto, id="dense-auto"),
+        pytest.param("dense", AxisType.Explicit, id="dense-explicit"),
+    ],
+)
 def test_a_step_is_that_of_one_device(net, kind):
     step, state, batch = sharded.case(net)
     one = jax.jit(step)(state, *batch)

@@ -15,6 +15,7 @@ from experiments.models import Backbone
 from experiments.sections import skip as section
 from tinyjax import count_macs
 
+pytestmark = pytest.mark.xdist_group("pass experiment")  # which share a run: one process for all
 SIZE = (96, 128)
 LAYERS = [(1, 48, 64, 16), (1, 48, 64, 32), (1, 24, 32, 32), (1, 24, 32, 64), (1, 24, 32, 64)]
 

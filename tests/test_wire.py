@@ -20,6 +20,7 @@ from tests.codes import (
     MUTATIONS,
     assert_same,
     made,
+    made_gains,
     mask_of,
     sent,
     signed,
@@ -32,6 +33,7 @@ from tinyjax import (
     numerics,
     sgq,
     sgq_decode,
+    stripe_gains,
     stripe_groups,
     wire,
 )
@@ -54,6 +56,19 @@ def test_codes_come_back_bit_for_bit(shape, bits):
             assert wire.pack(back, code) == frame
 
 
+@pytest.mark.parametrize("levels", [3, 4])
+@pytest.mark.parametrize(
+    "shape", [(1, 2), (5, 2), (3, 4), (2, 3, 5, 6), (1, 1, 1, 2), (7, 1, 3, 4)]
+)
+def test_codes_with_gains_come_back_bit_for_bit(shape, levels):
+    code = made_gains(shape, levels)
+    frame = wire.pack(code)
+    rows, (n, *_, c) = math.prod(shape[:-1]), shape
+    body = n * 2 * 2 + c + -(-rows // 2) * 2 + -(-rows // {3: 5, 4: 4}[levels]) * c
+    assert len(frame) == 24 + 4 * len(shape) + body + 4
+    assert_same(wire.unpack(frame), code)
+
+
 @functools.cache
 def coded(make, bits, exact):
     """Compiled encoders: of features, and of their gradient by the closed form."""
@@ -61,12 +76,18 @@ def coded(make, bits, exact):
     return jax.jit(codec.encode), jax.jit(codec.encode_gradient)
 
 
+def gains(bits, exact):
+    """Of three or four levels."""
+    assert not exact
+    return stripe_gains(group_size=3, levels=bits)
+
+
 groups = functools.partial(stripe_groups, group_size=3)
-ALL = list(
-    itertools.product(
-        (global_step, groups), (2, 4, 8), (False, True), ("float32", "float16", "bfloat16")
-    )
-)
+DTYPES = ("float32", "float16", "bfloat16")
+ALL = [
+    *itertools.product((global_step, groups), (2, 4, 8), (False, True), DTYPES),
+    *itertools.product((gains,), (3, 4), (False,), DTYPES),
+]
 FEW = [
     (global_step, 2, False, "float16"),
     (global_step, 4, True, "float32"),
@@ -74,6 +95,8 @@ FEW = [
     (groups, 2, True, "float32"),
     (groups, 4, False, "bfloat16"),
     (groups, 8, True, "float16"),
+    (gains, 3, False, "float32"),
+    (gains, 4, False, "float16"),
 ]
 
 
@@ -131,7 +154,8 @@ def test_a_masked_gradient_is_read_with_its_own_features_only():
     with pytest.raises(ValueError, match="is not 0 where its features are: pack it with"):
         wire.pack(gradient, other)
     # Codes that agree on what is 0 are one mask, whatever made them.
-    same = stripe_groups(group_size=2, exact=True)(jnp.asarray(mask_of(code), jnp.float32))
+    encode = jax.jit(stripe_groups(group_size=2, exact=True))
+    same = encode(jnp.asarray(mask_of(code), jnp.float32))
     assert_same(wire.unpack(frame, same), gradient)
 
 
@@ -147,6 +171,8 @@ def golden():
     yield "step_8bit", made(StepCode, (3, 2), 8, "bfloat16", False), None
     yield "groups_4bit", made(GroupCode, (2, 3, 3, 4), 4, "float32", False), None
     yield "groups_2bit_exact", group, None
+    yield "gains_3_levels", made_gains((2, 3, 3, 4), 3, "float32"), None
+    yield "gains_4_levels_odd", made_gains((3, 2), 4, "float16"), None
     yield "gradient", sent((2, 3, 3, 4), "float32"), None
     yield "gradient_scalar", sent((), "float16"), None
     for name, code in (("step", step), ("groups", group)):
@@ -186,6 +212,7 @@ def fuzz(rng, count):
     known = made(StepCode, (2, 3, 4), 4, exact=True)
     codes = [made(kind, (2, 3, 5, 4), bits) for kind in (StepCode, GroupCode) for bits in (2, 4, 8)]
     codes += [known, sent((2, 3, 4)), sent((2, 3, 4), mask=mask_of(known))]
+    codes += [made_gains((2, 3, 5, 4), levels) for levels in (3, 4)]
     frames = [wire.pack(code, known) for code in codes]
     found = 0
     for turn in range(count):
@@ -271,11 +298,18 @@ def step_body(scale=ONE[:2], zero_point=b"\0", packed=b"\1\2", **centroids):
 
 
 GRADIENT = dict(kind=2, groups=0, bits=8)
+GAINS = dict(kind=4, bits=3)  # a scale, two ids, a gain, two codes
+
+
+def gains_body(scale=ONE[:2], ids=b"\0\0", gain=b"\7", packed=b"\2\1"):
+    return GAINS | {"body": scale + ids + gain + packed}
 
 
 def test_the_smallest_frame_is_accepted():
     assert accepted(a_frame(**GOOD))
     assert accepted(a_frame(**STEP))
+    assert accepted(a_frame(**GOOD | gains_body()))
+    assert accepted(a_frame(**GOOD | gains_body(scale=b"\x00\x7f") | {"bits": 4}))  # 2**127
     assert accepted(a_frame(**step_body(c3=0x4D00)))  # 20.0 is not too far for code 3
     assert accepted(a_frame(2, 8, 2, 0, (2,), struct.pack("<f", 0.5) + b"\x01\xff"))
 
@@ -292,7 +326,7 @@ def test_the_smallest_frame_is_accepted():
         ({"stage": 2}, "unknown to this version"),
         ({"state": 1}, "there is no state that it could have"),
         ({"kind": 3}, "a state has nothing else in its header"),
-        ({"kind": 4}, "its kind, bits or axes"),
+        ({"kind": 5}, "its kind, bits or axes"),
         ({"bits": 3}, "its kind, bits or axes"),
         ({"shape": (2,)}, "its kind, bits or axes"),
         ({"dtype": 3}, "its dtype or shape"),
@@ -329,6 +363,18 @@ def test_the_smallest_frame_is_accepted():
         (step_body(c1=0x7C00), "a centroid is out of range"),
         (step_body(c1=0x7E00), "a centroid is out of range"),
         (step_body(packed=b"\1\x12"), "its padding is not zero"),
+        (gains_body() | {"bits": 2}, "its kind, bits or axes"),
+        (gains_body() | {"flags": 1}, "with gains are neither exact nor compressed"),
+        (gains_body() | {"stage": 1}, "with gains are neither exact nor compressed"),
+        (gains_body() | {"groups": 0}, "its groups are not equal"),
+        (gains_body() | {"shape": (2, 2)}, "whose body of 7 is not as long"),
+        (gains_body(scale=b"\x7f\x0d"), "a scale is out of range"),  # below 2**-100
+        (gains_body(scale=b"\x01\x7f"), "a scale is out of range"),  # above 2**127
+        (gains_body(ids=b"\0\1"), "its groups are not equal"),
+        (gains_body(gain=b"\x17"), "its padding is not zero"),
+        (gains_body(packed=b"\5\1"), "its padding is not zero"),
+        (gains_body(packed=b"\xf3\1"), "a byte is no five levels"),
+        (gains_body(packed=b"\4\1") | {"bits": 4}, "its padding is not zero"),
     ],
 )
 def test_what_is_wrong_with_a_frame_is_said(changes, message):
@@ -348,7 +394,7 @@ def test_what_is_no_code_is_not_packed():
     with pytest.raises(ValueError, match="unpack was given str: give it the bytes"):
         wire.unpack("SGQR")
     for quantizer in (stripe_groups(group_size=2), global_step()):
-        many = jax.vmap(quantizer)(jnp.ones((3, 2, 4)))
+        many = jax.jit(jax.vmap(quantizer))(jnp.ones((3, 2, 4)))
         with pytest.raises(ValueError, match=r"of this code is .* pack each code of a vmap"):
             wire.pack(many)
     code = made(StepCode, (2, 4), 4)

@@ -16,7 +16,7 @@ from tinyjax.base import (
     Transform,
 )
 from tinyjax.calibration import calibrate
-from tinyjax.codes import GroupCode, SGQGradient, StepCode
+from tinyjax.codes import GainCode, GroupCode, SGQGradient, StepCode
 from tinyjax.combine import at, chain, identity, where
 from tinyjax.counting import count_macs
 from tinyjax.gates import exact, static, threshold
@@ -38,6 +38,7 @@ from tinyjax.transforms import (
     sgq_encode,
     shifted,
     spatial,
+    stripe_gains,
     stripe_groups,
     zero_point,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "BlockTransform",
     "Codec",
     "Epilogue",
+    "GainCode",
     "GroupCode",
     "Op",
     "Pattern",
@@ -94,6 +96,7 @@ __all__ = [
     "sites",
     "spatial",
     "static",
+    "stripe_gains",
     "stripe_groups",
     "threshold",
     "transforms",

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 
 from tinyjax.base import Array
 from tinyjax.streams import Stream
 
-__all__ = ["DTYPES", "MAX_GROUPS", "FeatureCode", "GroupCode", "SGQGradient", "StepCode", "plain"]
+__all__ = [
+    "DTYPES",
+    "MAX_GROUPS",
+    "FeatureCode",
+    "GainCode",
+    "GroupCode",
+    "SGQGradient",
+    "StepCode",
+    "plain",
+]
 
 DTYPES = ("float32", "float16", "bfloat16")  # of what is encoded
 MAX_GROUPS = 256  # an id is a byte
@@ -81,7 +91,40 @@ class GroupCode:
     exact: bool = dataclasses.field(metadata=dict(static=True))
 
 
-FeatureCode = StepCode | GroupCode
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GainCode:
+    """Features with a gain per place and group of channels: see ``tinyjax.stripe_gains``.
+
+    Attributes:
+      packed: uint8 ``[ceil(rows / per_byte), c]``, a row being a place in a sample: the codes, five
+        of three levels in a byte, or four of four. They have no entropy coder.
+      gains: uint8 ``[ceil(rows / 2), groups]``: of 4 bits each.
+      scale: uint16 ``[n, groups]``, bits of a bfloat16; NaN where the group is.
+      ids: uint8 ``[c]``: the group of each channel.
+      shape: of the features, static.
+      levels: of a feature, static.
+      dtype: name of the features' dtype, static.
+
+    Example:
+      >>> import jax.numpy as jnp, tinyjax
+      >>> code = tinyjax.stripe_gains(group_size=4)(jnp.ones((2, 4, 4, 8)))
+      >>> code.packed.shape, code.gains.shape, code.scale.shape
+      ((7, 8), (16, 2), (2, 2))
+    """
+
+    exact: ClassVar[bool] = False  # what is small has the code of 0.0, too
+
+    packed: Array
+    gains: Array
+    scale: Array
+    ids: Array
+    shape: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))
+    levels: int = dataclasses.field(metadata=dict(static=True))
+    dtype: str = dataclasses.field(metadata=dict(static=True))
+
+
+FeatureCode = StepCode | GroupCode | GainCode
 
 
 @jax.tree_util.register_dataclass

@@ -15,7 +15,7 @@ from typing import TypeVar
 import jax.numpy as jnp
 
 from tinyjax.base import Array
-from tinyjax.codes import FeatureCode, GroupCode, SGQGradient, StepCode, plain
+from tinyjax.codes import FeatureCode, GainCode, SGQGradient, plain
 from tinyjax.contexts import State, fit_contexts
 from tinyjax.lossless import decode, encode
 from tinyjax.numerics import pack_bits
@@ -25,7 +25,7 @@ from tinyjax.transforms.quantizers import nonzero, symbols
 
 __all__ = ["compress", "expand", "fit"]
 
-Code = TypeVar("Code", bound=StepCode | GroupCode | SGQGradient)
+Code = TypeVar("Code", bound=FeatureCode | SGQGradient)
 
 
 def fit(code: FeatureCode) -> State:
@@ -40,7 +40,7 @@ def fit(code: FeatureCode) -> State:
       :func:`tinyjax.streams.coded_bits` comes near :func:`tinyjax.streams.order0_bits`, fit again.
 
     Raises:
-      ValueError: if the code has 8 bits, or has been compressed.
+      ValueError: if the code has 8 bits or gains, or has been compressed.
 
     Example:
       >>> import jax.numpy as jnp, tinyjax
@@ -49,7 +49,7 @@ def fit(code: FeatureCode) -> State:
       (126, 16)
     """
     _check_bits(code)
-    return fit_contexts(symbols(code).reshape(code.shape), symbols=2**code.bits)
+    return fit_contexts(symbols(code).reshape(code.shape), symbols=2 ** _bits(code))
 
 
 def compress(code: Code, state: State | None = None, features: FeatureCode | None = None) -> Code:
@@ -66,7 +66,7 @@ def compress(code: Code, state: State | None = None, features: FeatureCode | Non
 
     Raises:
       ValueError: if the state is for other codes, the features do not belong to a masked gradient,
-        or the code has been compressed.
+        or the code has gains or has been compressed.
 
     Example:
       >>> import jax, jax.numpy as jnp, tinyjax
@@ -81,7 +81,7 @@ def compress(code: Code, state: State | None = None, features: FeatureCode | Non
         return dataclasses.replace(code, codes=encode_order0(codes, _mask(code, features)))
     q = symbols(code).reshape(code.shape)
     if state is None:
-        stream = encode_order0(q, symbols=2**code.bits)
+        stream = encode_order0(q, symbols=2 ** _bits(code))
     else:
         _check_state(code, state)
         stream = encode(state, q)
@@ -125,7 +125,7 @@ def expand(
         _check_state(code, state)
         q, valid = decode(state, stream, code.shape)
     q = q.reshape(math.prod(code.shape[:-1]), code.shape[-1])
-    return dataclasses.replace(code, packed=pack_bits(q, code.bits)), valid
+    return dataclasses.replace(code, packed=pack_bits(q, _bits(code))), valid
 
 
 def _mask(code: SGQGradient, features: FeatureCode | None) -> Array | None:
@@ -140,15 +140,22 @@ def _mask(code: SGQGradient, features: FeatureCode | None) -> Array | None:
     return nonzero(features)
 
 
+def _bits(code: FeatureCode) -> int:
+    """Of a code; refuses those that have none."""
+    if isinstance(code, GainCode):
+        raise ValueError("a code with gains has one length whatever is in it: send it as it is")
+    return code.bits
+
+
 def _check_bits(code: FeatureCode) -> None:
-    if code.bits > 4:
-        raise ValueError(f"codes of {code.bits} bits have no contexts: use 2 or 4, or no state")
+    if _bits(code) > 4:
+        raise ValueError(f"codes of {_bits(code)} bits have no contexts: use 2 or 4, or no state")
 
 
 def _check_state(code: FeatureCode, state: State) -> None:
     _check_bits(code)
-    if state.frequencies.shape[-1] != 2**code.bits:
+    if state.frequencies.shape[-1] != 2 ** _bits(code):
         raise ValueError(
             f"the state is for {state.frequencies.shape[-1]} symbols where the code has "
-            f"{code.bits} bits: fit one to such codes"
+            f"{_bits(code)} bits: fit one to such codes"
         )

@@ -13,9 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from tinyjax.codes import DTYPES, MAX_GROUPS
+from tinyjax.numerics import levels_per_byte
 
 __all__ = [
     "CHECKSUM",
+    "GAINS",
     "GRADIENT",
     "GROUPS",
     "MOST",
@@ -32,12 +34,12 @@ __all__ = [
 _HEAD = struct.Struct("<4sBBBBBBBBIHHI")
 CHECKSUM = struct.Struct("<I")
 _MAGIC, _VERSION = b"SGQR", 2
-STEP, GROUPS, GRADIENT, STATE = 0, 1, 2, 3  # the kinds
+STEP, GROUPS, GRADIENT, STATE, GAINS = 0, 1, 2, 3, 4  # the kinds
 MOST = 2**26  # elements of a compressed frame, unless its reader allows more
 _MAX_AXES = 8
 _BEYOND = 17  # steps between a code and its centroid, at most
 _NAN = 0x7FC0  # a scale is this, or from the first to below the second of
-_SCALES = {STEP: (0x0D80, 0x7980), GROUPS: (0x0080, 0x7E80)}
+_SCALES = {STEP: (0x0D80, 0x7980), GROUPS: (0x0080, 0x7E80), GAINS: (0x0D80, 0x7F01)}
 
 
 class Head(NamedTuple):
@@ -45,11 +47,11 @@ class Head(NamedTuple):
 
     kind: int
     flagged: bool  # features: exact; a gradient: masked
-    bits: int
+    bits: int  # levels, of gains
     dtype: int  # a place in DTYPES
     compressed: bool
     state: int  # of a stream: tag of its contexts or its mask; 0 if none
-    groups: int  # 0 but for groups
+    groups: int  # 0 but for groups and gains
     length: int  # of the body
     shape: tuple[int, ...]
 
@@ -74,14 +76,24 @@ class Head(NamedTuple):
             centroids = ("<u2", (2**self.bits,))
             return {"scale": ("<u2", ()), "centroids": centroids, "zero_point": ("u1", ())}
         scales = (n, self.groups)
+        if self.kind == GAINS:
+            gains = ("u1", (-(-math.prod(self.shape[:-1]) // 2), self.groups))
+            return {"scale": ("<u2", scales), "ids": ("u1", (c,)), "gains": gains}
         return {"scale": ("<u2", scales), "zero_point": ("u1", scales), "ids": ("u1", (c,))}
 
     @property
     def _codes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         if self.kind == GRADIENT:
             return {"codes": ("i1", (self.length - 8,) if self.flagged else self.shape)}
-        height = -(-math.prod(self.shape[:-1]) * self.bits // 8)
+        height = -(-math.prod(self.shape[:-1]) // self.packing[1])
         return {"packed": ("u1", (height, self.shape[-1]))}
+
+    @property
+    def packing(self) -> tuple[int, int]:
+        """Of features: how many values a code has, and how many codes are in a byte."""
+        if self.kind == GAINS:
+            return self.bits, levels_per_byte(self.bits)
+        return 2**self.bits, 8 // self.bits
 
     @property
     def size(self) -> int:
@@ -152,8 +164,11 @@ def refusal(head: Head) -> str:
         return "since its dtype or shape is none"
     if head.kind == GRADIENT:
         return "" if (head.bits, groups) == (8, 0) else "since a gradient has 8 bits and no groups"
-    if head.kind not in (STEP, GROUPS) or head.bits not in (2, 4, 8) or len(shape) < 2:
+    widths = {STEP: (2, 4, 8), GROUPS: (2, 4, 8), GAINS: (3, 4)}
+    if head.bits not in widths.get(head.kind, ()) or len(shape) < 2:
         return "since its kind, bits or axes are none"
+    if head.kind == GAINS and (head.flagged or head.compressed):
+        return "since codes with gains are neither exact nor compressed"
     if head.kind == STEP:
         return "" if groups == 0 else "since one step has no groups"
     balanced = 0 < groups <= MAX_GROUPS and shape[-1] % groups == 0
@@ -166,28 +181,34 @@ def damage(head: Head, values: dict[str, np.ndarray]) -> str:
         if not head.compressed and (values["codes"] == -128).any():
             return "since it has a code -128"
         return "" if not values["step"] <= 0 else "since its step is not positive"
-    scale, zero_point = values["scale"], values["zero_point"]
+    scale, zero_point = values["scale"], values.get("zero_point", np.uint8(0))
     least, most = _SCALES[head.kind]
     if not (((scale >= least) & (scale < most)) | (scale == _NAN)).all():
         return "since a scale is out of range"
-    if (zero_point > 2**head.bits - 1).any():
+    if (zero_point > head.packing[0] - 1).any():
         return "since a zero point is no code"
     if head.kind == STEP and not _sound(values["centroids"], int(zero_point)):
         return "since a centroid is out of range"
-    if head.kind == GROUPS:
+    if head.kind != STEP:
         count = np.bincount(values["ids"], minlength=head.groups)
         if len(count) != head.groups or (count != head.shape[-1] // head.groups).any():
             return "since its groups are not equal"
-    padded = not head.compressed and _padded(head, values["packed"])
+    if head.compressed:
+        return ""
+    if head.packing == (3, 5) and (values["packed"] >= 3**5).any():
+        return "since a byte is no five levels"
+    rows = math.prod(head.shape[:-1])
+    padded = _padded(values["packed"], rows, *head.packing)
+    padded = padded or (head.kind == GAINS and _padded(values["gains"], rows, 16, 2))
     return "since its padding is not zero" if padded else ""
 
 
-def _padded(head: Head, packed: np.ndarray) -> bool:
+def _padded(packed: np.ndarray, rows: int, base: int, parts: int) -> bool:
     """Whether there is anything in the places of rows that are not there."""
-    rows, height = math.prod(head.shape[:-1]), len(packed)
-    for i in range(8 // head.bits):
-        beyond = packed[min(max(rows - i * height, 0), height) :]
-        if ((beyond >> (i * head.bits)) & (2**head.bits - 1)).any():
+    height = len(packed)
+    for i in range(parts):
+        beyond = packed[min(max(rows - i * height, 0), height) :].astype(np.uint16)
+        if (beyond // base**i % base).any():
             return True
     return False
 

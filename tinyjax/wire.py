@@ -15,6 +15,7 @@ The body is, by kind::
     2  gradient             step f32, codes i8
        with the mask flag   step f32, CRC-32 u32 of the mask, codes i8 where the mask is set
     3  state of a coder     as ``tinyjax.states`` has it
+    4  features, gains      scale u16 [n, groups], ids u8 [c], packed gains u8, packed codes u8
 
 Stage 0 is this; stage 1, from ``tinyjax.entropy.compress``, has a stream in place of packed codes,
 or of a mask's checksum and codes: see ``tinyjax.stream_frames``. State is the tag of what a stream
@@ -38,10 +39,11 @@ from typing import Any
 
 import numpy as np
 
-from tinyjax.codes import DTYPES, FeatureCode, GroupCode, SGQGradient, StepCode
+from tinyjax.codes import DTYPES, FeatureCode, GainCode, GroupCode, SGQGradient, StepCode
 from tinyjax.contexts import State
 from tinyjax.frames import (
     CHECKSUM,
+    GAINS,
     GRADIENT,
     GROUPS,
     MOST,
@@ -60,7 +62,7 @@ from tinyjax.streams import Stream, check_stream
 
 __all__ = ["pack", "unpack"]
 
-_KINDS = {StepCode: STEP, GroupCode: GROUPS, SGQGradient: GRADIENT}
+_KINDS = {StepCode: STEP, GroupCode: GROUPS, SGQGradient: GRADIENT, GainCode: GAINS}
 
 
 def pack(code: FeatureCode | SGQGradient | State, features: FeatureCode | None = None) -> bytes:
@@ -179,6 +181,8 @@ def unpack(
     dtype = DTYPES[head.dtype]
     if head.kind == GRADIENT:
         return SGQGradient(**values, shape=head.shape, dtype=dtype, masked=head.flagged)
+    if head.kind == GAINS:
+        return GainCode(**values, shape=head.shape, levels=head.bits, dtype=dtype)
     kind = StepCode if head.kind == STEP else GroupCode
     return kind(**values, shape=head.shape, bits=head.bits, dtype=dtype, exact=head.flagged)
 
@@ -199,19 +203,28 @@ def _head_of(code: FeatureCode | SGQGradient) -> Head:
     dtype, codes, shape = DTYPES.index(code.dtype), _codes_of(code), tuple(code.shape)
     compressed, state = isinstance(codes, Stream), 0
     if isinstance(codes, Stream):
-        bits = 8 if isinstance(code, SGQGradient) else code.bits
+        bits = 8 if isinstance(code, SGQGradient) else _width(code)
         check_stream(codes, math.prod(shape), 2**bits)
         state = int(codes.state)
     if isinstance(code, SGQGradient):
         return Head(GRADIENT, bool(code.masked), 8, dtype, compressed, state, 0, 8, shape)
-    groups = np.shape(code.scale)[-1] if isinstance(code, GroupCode) else 0
+    groups = 0 if isinstance(code, StepCode) else np.shape(code.scale)[-1]
     kind, exact = _KINDS[type(code)], bool(code.exact)
-    return Head(kind, exact, code.bits, dtype, compressed, state, groups, 0, shape)
+    return Head(kind, exact, _width(code), dtype, compressed, state, groups, 0, shape)
+
+
+def _width(code: FeatureCode) -> int:
+    """What the header has for bits."""
+    return code.levels if isinstance(code, GainCode) else code.bits
 
 
 def _mask(features: FeatureCode | None, head: Head) -> np.ndarray:
     """Where the gradient of some features is sent: bool, of their shape."""
-    if not isinstance(features, FeatureCode) or not features.exact or features.shape != head.shape:
+    if (
+        not isinstance(features, StepCode | GroupCode)
+        or not features.exact
+        or features.shape != head.shape
+    ):
         raise ValueError(
             f"a masked gradient of shape {list(head.shape)} was given no exact features of that "
             "shape: give pack and unpack the code of its features too"

@@ -11,10 +11,11 @@ from tinyjax import numerics
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 def test_folded_keys_and_seeds_differ(impl):
     key = jax.random.key(3, impl=impl)
-    folded = [numerics.fold_key(key, i) for i in [*range(500), 2**32 - 1]]
-    assert all(k.dtype == key.dtype for k in folded)
-    data = {tuple(jax.random.key_data(k).tolist()) for k in folded}
-    seeds = {int(numerics.seed_of(k)) for k in folded}
+    numbers = jnp.asarray([*range(500), 2**32 - 1], jnp.uint32)
+    folded = jax.jit(jax.vmap(lambda number: numerics.fold_key(key, number)))(numbers)
+    assert folded.dtype == key.dtype
+    data = set(map(tuple, jax.random.key_data(folded).tolist()))
+    seeds = set(jax.jit(jax.vmap(numerics.seed_of))(folded).tolist())
     assert len(data) == len(seeds) == 501
     other = numerics.fold_key(jax.random.key(4, impl=impl), 0)
     assert tuple(jax.random.key_data(other).tolist()) not in data

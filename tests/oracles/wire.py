@@ -53,6 +53,8 @@ def values(frame, state=None, features=None):
             q = np.zeros(shape, np.int8)
             q[mask] = body.take("i1", np.count_nonzero(mask) if head["flags"] else size)
         return rounded(step * q.astype(np.float32), head["dtype"])
+    if head["kind"] == 4:
+        return rounded(gained(head, body), head["dtype"])
     q, scale, zero_point, beside = codes(head, body, state)
     if head["kind"] == 0:
         return rounded(beside[q] * wide(scale), head["dtype"])
@@ -78,6 +80,25 @@ def codes(head, body, state):
     place = np.arange(rows)
     q = packed[place % len(packed)] >> (b * (place // len(packed)))[:, None] & (2**b - 1)
     return q.reshape(head["shape"]).astype(int), scale, zero_point, beside
+
+
+def gained(head, body):
+    """Float32 values of features with gains."""
+    shape, groups, levels = head["shape"], head["groups"], head["bits"]
+    rows, in_a_byte = math.prod(shape[:-1]), {3: 5, 4: 4}[levels]
+    scale, ids = body.take("u2", shape[0], groups), body.take("u1", shape[-1])
+    gains = digits(body.take("u1", -(-rows // 2), groups), 16, rows)
+    q = digits(body.take("u1", -(-rows // in_a_byte), shape[-1]), levels, rows)
+    ladder = [40, 51, 64, 81, 102, 128, 161, 203, 256, 323, 406, 512, 645, 813, 1024]
+    share = np.array([0, *ladder])[gains[:, ids]] * q / (1024 * (levels - 1))
+    of_row = wide(scale)[np.arange(rows) // (rows // shape[0])]
+    return (share.astype(np.float32) * of_row[:, ids]).reshape(shape)
+
+
+def digits(packed, base, rows):
+    """The digits of bytes, cut along rows: those of the first rows are the lowest."""
+    place = np.arange(rows)
+    return packed[place % len(packed)].astype(int) // base ** (place // len(packed))[:, None] % base
 
 
 def mask_of(features):

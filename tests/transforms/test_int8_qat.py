@@ -97,13 +97,13 @@ def test_convolution_equals_the_oracle(rng, shapes, options):
 )
 def test_layers_of_every_shape_stay_close_to_float(rng, layer, shape):
     x = jnp.asarray(floats(rng, *shape))
-    variables = layer.init(jax.random.key(0), x)
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
     loss = lambda f: lambda v, x: jnp.sum(jnp.sin(f(v, x)))
     quantized = lambda v, x: rewrite(int8_qat(), layer.apply).apply(
         {}, v, x, key=jax.random.key(1)
     )[0]
     got = jax.jit(jax.grad(loss(quantized), (0, 1)))(variables, x)
-    want = jax.grad(loss(layer.apply), (0, 1))(variables, x)
+    want = jax.jit(jax.grad(loss(layer.apply), (0, 1)))(variables, x)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert a.dtype == b.dtype
         cosine = jnp.vdot(a, b) / (jnp.linalg.norm(a) * jnp.linalg.norm(b))

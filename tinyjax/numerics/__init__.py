@@ -3,6 +3,7 @@
 from tinyjax.numerics.axes import Axes, column_sums, conv_axes, dot_axes
 from tinyjax.numerics.conv_taps import ConvSpec
 from tinyjax.numerics.forms import Form, conv_form, dot_form
+from tinyjax.numerics.gain_quantize import gain_dequantize, gain_quantize
 from tinyjax.numerics.group_quantize import (
     beside_zero,
     group_dequantize,
@@ -29,7 +30,16 @@ from tinyjax.numerics.integer_ops import (
 )
 from tinyjax.numerics.layout import keep, late, materialized, row_major
 from tinyjax.numerics.middle import middle, through_codes
-from tinyjax.numerics.packing import pack_bits, pack_inner, per_byte, unpack_bits, unpack_inner
+from tinyjax.numerics.packing import (
+    levels_per_byte,
+    pack_bits,
+    pack_inner,
+    pack_levels,
+    per_byte,
+    unpack_bits,
+    unpack_inner,
+    unpack_levels,
+)
 from tinyjax.numerics.patches import differs, spread, tiles, window_any
 from tinyjax.numerics.pool import max_pool
 from tinyjax.numerics.quantize import (
@@ -88,6 +98,8 @@ __all__ = [
     "finite_or_nan",
     "fixed",
     "fold_key",
+    "gain_dequantize",
+    "gain_quantize",
     "gaussian",
     "group_dequantize",
     "group_quantize",
@@ -96,12 +108,14 @@ __all__ = [
     "keep",
     "late",
     "least_angle",
+    "levels_per_byte",
     "materialized",
     "max_pool",
     "middle",
     "nearest",
     "pack_bits",
     "pack_inner",
+    "pack_levels",
     "per_byte",
     "per_feature",
     "per_tensor",
@@ -122,6 +136,7 @@ __all__ = [
     "total",
     "unpack_bits",
     "unpack_inner",
+    "unpack_levels",
     "upper_half",
     "widened",
     "window_any",

@@ -1,4 +1,4 @@
-"""Codes of 1, 2, 4 or 8 bits in bytes, cut along rows so that no channel moves."""
+"""Codes of few bits or levels in bytes, cut along rows so that no channel moves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = ["pack_bits", "pack_inner", "per_byte", "unpack_bits", "unpack_inner"]
+__all__ = [
+    "levels_per_byte",
+    "pack_bits",
+    "pack_inner",
+    "pack_levels",
+    "per_byte",
+    "unpack_bits",
+    "unpack_inner",
+    "unpack_levels",
+]
 
 Array = jax.Array
 
@@ -79,6 +88,64 @@ def unpack_bits(packed: Array, bits: int, rows: int) -> Array:
     shifts = [jnp.uint8(i * bits) for i in range(per_byte(bits))]
     mask = jnp.uint8(2**bits - 1)
     return jnp.concatenate([(packed >> shift) & mask for shift in shifts])[:rows]
+
+
+def levels_per_byte(levels: int) -> int:
+    """How many codes of so many levels fill a byte.
+
+    Raises:
+      ValueError: unless ``levels`` is 3 or 4.
+
+    Example:
+      >>> levels_per_byte(3)
+      5
+    """
+    if levels not in (3, 4):
+        raise ValueError(f"levels is {levels!r}: use 3 or 4, which fill a byte")
+    return 5 if levels == 3 else 4  # 3**5 = 243
+
+
+def pack_levels(q: Array, levels: int) -> Array:
+    """Five codes of three levels per byte, or four of four: as :func:`pack_bits`, in that base.
+
+    Args:
+      q: uint8 ``[rows, c]``, below ``levels``.
+      levels: 3 or 4.
+
+    Returns:
+      uint8 ``[ceil(rows / per_byte), c]``, the first rows times 1, the next rows times ``levels``,
+      and so on; missing rows are zeros.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> pack_levels(jnp.uint8([[1], [2], [0], [1], [2], [1]]), 3).tolist()
+      [[19], [14]]
+    """
+    parts = levels_per_byte(levels)
+    height = -(-len(q) // parts)
+    q = jnp.pad(q, ((0, height * parts - len(q)), (0, 0)))
+    cut = (q[i * height : (i + 1) * height] * jnp.uint8(levels**i) for i in range(parts))
+    return functools.reduce(operator.add, cut)
+
+
+def unpack_levels(packed: Array, levels: int, rows: int) -> Array:
+    """The codes that :func:`pack_levels` was given.
+
+    Args:
+      packed: uint8 ``[ceil(rows / per_byte), c]``.
+      levels: 3 or 4.
+      rows: of the codes.
+
+    Returns:
+      uint8 ``[rows, c]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> unpack_levels(jnp.uint8([[19], [14]]), 3, rows=6).ravel().tolist()
+      [1, 2, 0, 1, 2, 1]
+    """
+    place = (jnp.uint8(levels**i) for i in range(levels_per_byte(levels)))
+    return jnp.concatenate([packed // each % jnp.uint8(levels) for each in place])[:rows]
 
 
 def pack_inner(q: Array, bits: int) -> Array:

@@ -6,6 +6,7 @@ from tinyjax.transforms.link import link, send
 from tinyjax.transforms.pass_skip import pass_skip
 from tinyjax.transforms.quantizers import global_step, stripe_groups
 from tinyjax.transforms.sgq import sgq, sgq_decode, sgq_encode
+from tinyjax.transforms.stripe_gains import stripe_gains
 from tinyjax.transforms.zero_point import shifted, zero_point
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "sgq_encode",
     "shifted",
     "spatial",
+    "stripe_gains",
     "stripe_groups",
     "zero_point",
 ]

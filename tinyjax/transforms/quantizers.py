@@ -26,7 +26,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from tinyjax.base import Array
-from tinyjax.codes import DTYPES, MAX_GROUPS, FeatureCode, GroupCode, StepCode, plain
+from tinyjax.codes import FeatureCode, GainCode, GroupCode, StepCode, plain
 from tinyjax.numerics import (
     MAX_STEP,
     by_range,
@@ -35,8 +35,10 @@ from tinyjax.numerics import (
     per_byte,
     step_quantize,
     unpack_bits,
+    unpack_levels,
 )
 from tinyjax.numerics.grouping import Grouping
+from tinyjax.transforms.checks import check_features, count_groups
 
 __all__ = ["Quantizer", "global_step", "nonzero", "stripe_groups", "symbols"]
 
@@ -80,7 +82,7 @@ def global_step(
         raise ValueError(f"offset is {offset!r}: use a number from 0 to 0.5")
 
     def quantizer(x: Array) -> StepCode:
-        _check(x)
+        check_features(x)
         flat = x.astype(jnp.float32).reshape(-1, x.shape[-1])
         q, scale, zero_point, centroids = step_quantize(
             flat, bits, step=step, offset=offset, exact=exact
@@ -127,8 +129,8 @@ def stripe_groups(
     per_byte(bits)
 
     def quantizer(x: Array) -> GroupCode:
-        _check(x)
-        groups = _groups(x.shape[-1], group_size)
+        check_features(x)
+        groups = count_groups(x.shape[-1], group_size)
         n, c, x32 = x.shape[0], x.shape[-1], x.astype(jnp.float32)
         ids = grouping(x32, group_size)
         q, scale, zero_point = group_quantize(x32.reshape(n, -1, c), ids, groups, bits, exact=exact)
@@ -147,7 +149,10 @@ def symbols(code: FeatureCode) -> Array:
       >>> symbols(global_step()(jnp.array([[0.0, 1.0, 2.0, 3.0]]))).tolist()
       [[0, 1, 2, 3]]
     """
-    return unpack_bits(jnp.asarray(plain(code.packed)), code.bits, math.prod(code.shape[:-1]))
+    rows, packed = math.prod(code.shape[:-1]), jnp.asarray(plain(code.packed))
+    if isinstance(code, GainCode):
+        return unpack_levels(packed, code.levels, rows)
+    return unpack_bits(packed, code.bits, rows)
 
 
 def nonzero(code: FeatureCode) -> Array:
@@ -158,28 +163,8 @@ def nonzero(code: FeatureCode) -> Array:
       >>> nonzero(global_step()(jnp.array([[0.0, 1.0, 2.0, 3.0]]))).tolist()
       [[False, True, True, True]]
     """
-    zero_point = jnp.asarray(code.zero_point)
+    zero_point = jnp.uint8(0) if isinstance(code, GainCode) else jnp.asarray(code.zero_point)
     if isinstance(code, GroupCode):
         zero_point = zero_point[:, jnp.asarray(code.ids).astype(jnp.int32)][:, None]
     n, *_, c = code.shape
     return (symbols(code).reshape(n, -1, c) != zero_point).reshape(code.shape)
-
-
-def _check(x: Array) -> None:
-    """Refuses what are no features."""
-    if x.dtype.name not in DTYPES or x.ndim < 2 or 0 in x.shape:
-        raise ValueError(
-            f"SGQ was given {x.dtype.name} {list(x.shape)}: give it features [n, ..., c] of at "
-            f"least one sample in one of {', '.join(DTYPES)}"
-        )
-
-
-def _groups(c: int, group_size: int) -> int:
-    """How many groups channels make; refuses what makes none."""
-    groups, rest = divmod(c, group_size)
-    if rest or groups > MAX_GROUPS:
-        raise ValueError(
-            f"group_size is {group_size}, which does not cut {c} channels into at most "
-            f"{MAX_GROUPS} equal groups: choose a divisor of {c}"
-        )
-    return groups

@@ -2,8 +2,8 @@
 
 An SGQ-style codec *reconstructed from the abstract*: the body of the paper was not at hand, so
 what is between its words is ours. Features ``x`` cross by a quantizer (``tinyjax.global_step``, or
-``tinyjax.stripe_groups`` after the abstract). With ``Q~`` for rounding up and down at random,
-gradients ``g`` cross back as::
+``tinyjax.stripe_groups`` and ``tinyjax.stripe_gains`` after the abstract). With ``Q~`` for rounding
+up and down at random, gradients ``g`` cross back as::
 
     g^ = D Q~(g / D)        D: E|g^ - g|^2 = D^2 sum f (1 - f) = e^2 |g|^2,  f = g / D mod 1
 
@@ -21,17 +21,21 @@ References:
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 
 from tinyjax.base import Array, Codec
-from tinyjax.codes import FeatureCode, GroupCode, SGQGradient, plain
+from tinyjax.codes import FeatureCode, GroupCode, SGQGradient, StepCode, plain
 from tinyjax.numerics import (
     dequantize,
+    gain_dequantize,
     group_dequantize,
     quantize,
     solved_step,
     step_dequantize,
     stochastic,
+    unpack_bits,
 )
 from tinyjax.numerics.solved_step import GradientStep
 from tinyjax.transforms.quantizers import Quantizer, global_step, nonzero, symbols
@@ -46,10 +50,12 @@ def sgq_encode(x: Array, *, quantizer: Quantizer = _DEFAULT) -> FeatureCode:
 
     Args:
       x: float32, float16 or bfloat16 ``[n, ..., c]``, samples first and channels last.
-      quantizer: :func:`tinyjax.global_step` or :func:`tinyjax.stripe_groups`.
+      quantizer: :func:`tinyjax.global_step`, :func:`tinyjax.stripe_groups` or
+        :func:`tinyjax.stripe_gains`.
 
     Returns:
-      The code: a :class:`tinyjax.StepCode` or a :class:`tinyjax.GroupCode`.
+      The code: a :class:`tinyjax.StepCode`, :class:`tinyjax.GroupCode` or
+      :class:`tinyjax.GainCode`.
 
     Raises:
       ValueError: if ``x`` is not of such a shape and dtype, or does not fit the quantizer.
@@ -85,18 +91,24 @@ def sgq_decode(code: FeatureCode) -> Array:
     References:
       Zhou et al., NeurIPS 2022, reconstructed from its abstract (see the module).
     """
-    q, scale = symbols(code), jnp.asarray(code.scale)
-    if isinstance(code, GroupCode):
-        n, *_, c = code.shape
-        ids = jnp.asarray(code.ids).astype(jnp.int32)
-        x = group_dequantize(q.reshape(n, -1, c), scale, jnp.asarray(code.zero_point), ids)
-    else:
-        x = step_dequantize(q, scale, jnp.asarray(code.centroids))
-    x = x.reshape(code.shape)
+    x = _values(code).reshape(code.shape)
     if code.dtype == "float16":  # what is rounded up may be past the largest of them
         most = jnp.float32(jnp.finfo(jnp.float16).max)
         x = jnp.where(jnp.abs(x) > most, jnp.sign(x) * most, x)
     return x.astype(code.dtype)
+
+
+def _values(code: FeatureCode) -> Array:
+    """What the codes stand for, float32 of as many elements."""
+    q, scale = symbols(code), jnp.asarray(code.scale)
+    if isinstance(code, StepCode):
+        return step_dequantize(q, scale, jnp.asarray(code.centroids))
+    n, *_, c = code.shape
+    q, ids = q.reshape(n, -1, c), jnp.asarray(code.ids).astype(jnp.int32)
+    if isinstance(code, GroupCode):
+        return group_dequantize(q, scale, jnp.asarray(code.zero_point), ids)
+    gains = unpack_bits(jnp.asarray(code.gains), 4, math.prod(code.shape[:-1]))
+    return gain_dequantize(q, gains.reshape(n, q.shape[1], -1), scale, ids, code.levels)
 
 
 def sgq(
@@ -108,8 +120,9 @@ def sgq(
     """The codec of both directions: features by a quantizer, gradients without bias.
 
     Args:
-      quantizer: of features: :func:`tinyjax.global_step` or :func:`tinyjax.stripe_groups`. If it
-        is exact, gradients are masked: 0 where the features are, and not sent there.
+      quantizer: of features: :func:`tinyjax.global_step`, :func:`tinyjax.stripe_groups` or
+        :func:`tinyjax.stripe_gains`. If it is exact, gradients are masked: 0 where the features
+        are, and not sent there.
       error: of a gradient (of what is left of it, if it is masked), relative to its norm, root
         mean square, at most; above 0, up to 1.
       gradient_step: :func:`tinyjax.numerics.solved_step`, or the faster and finer closed form
