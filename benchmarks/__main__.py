@@ -1,4 +1,4 @@
-"""``python -m benchmarks <int8|sgq|pass|portable>``: measures, prints tables, writes JSON."""
+"""``python -m benchmarks <int8|sgq|rate|pass|portable>``: measures, prints tables, writes JSON."""
 
 import argparse
 import json
@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import int8, peers, portable, sgq, skip
+from benchmarks import int8, peers, portable, rate, sgq, skip
 from experiments import measure
+from experiments.errors import UserError
 
 __all__ = ["main"]
 
-BENCHMARKS = {"int8": int8, "sgq": sgq, "pass": skip, "portable": portable}
+BENCHMARKS = {"int8": int8, "sgq": sgq, "rate": rate, "pass": skip, "portable": portable}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,8 +28,11 @@ def main(argv: Sequence[str]) -> int:
     rows = []
     for name in args.case or benchmark.CASES:
         print(f"{name}: compiling and running {options['rounds']} rounds ...", flush=True)
-        found = benchmark.run(name, **options)
-        print("\n\n".join(map(_table, found)), flush=True)
+        try:
+            found = benchmark.run(name, **options)
+        except UserError as error:
+            _parser().error(str(error))
+        print("\n\n".join(map(getattr(benchmark, "table", _table), found)), flush=True)
         rows += found
     environment["load_average_after"] = [round(load, 2) for load in os.getloadavg()]
     environment["quick"] = args.quick
