@@ -23,7 +23,7 @@ _ONE = {
     "fidelity": ("fidelity", "vgg6"),
 }
 # Grid: (its module, its default configuration), which is a row of runs.
-_SPLIT = ("serve", "device", "score", "certs")  # of `sgq`: over a socket
+_SPLIT = ("serve", "device", "score", "certs", "accuracy", "link")  # of `sgq`: over a socket
 _GRIDS = {"ablation": ("ablation", "all"), "adapt": ("adapt", "mnist")}
 
 

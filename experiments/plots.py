@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -19,6 +20,7 @@ __all__ = [
     "intervals",
     "jpeg",
     "png",
+    "speedups",
     "strip",
     "timeline",
 ]
@@ -226,6 +228,30 @@ def heat(shares: np.ndarray, size: Sequence[int]) -> str:
         axes.figure.colorbar(
             drawn, format=imported("matplotlib.ticker").PercentFormatter(1, 0), shrink=0.8
         ).outline.set_visible(False)
+        return _svg(axes.figure)
+
+
+def speedups(found: Sequence[Any]) -> str:
+    """Measured speedups over float32 as dots, what the formula says as lines: ``<svg>``.
+
+    Args:
+      found: `experiments.links.Speed` of codecs on links. A line is drawn for the mean ``r`` and
+        ``kappa`` of a codec over its links.
+    """
+    codecs = list(dict.fromkeys(one.codec for one in found if one.codec != "float32"))
+    rho = np.geomspace(min(one.rho for one in found) / 2, 2 * max(one.rho for one in found), 100)
+    with imported("matplotlib").rc_context(_STYLE):
+        axes = _axes(width=6.4, height=3.6)
+        for codec, color in zip(codecs, itertools.cycle(_SERIES)):
+            ours = [one for one in found if one.codec == codec]
+            r, kappa = (np.mean([getattr(one, name) for one in ours]) for name in ("r", "kappa"))
+            axes.plot(rho, (1 + rho) / (1 + rho / r + kappa), color=color, linewidth=1, alpha=0.7)
+            places, heights = [one.rho for one in ours], [one.speedup for one in ours]
+            axes.plot(places, heights, "o", color=color, label=codec)
+        axes.set_xscale("log")
+        axes.set_xlabel("rho: seconds of float32 on the link over those of a step without it")
+        axes.set_ylabel("times float32's images per second")
+        axes.legend(frameon=False)
         return _svg(axes.figure)
 
 

@@ -11,7 +11,7 @@ References:
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from experiments.carriers import compress, uniform
 from experiments.errors import UserError
 from experiments.extras import imported
 from experiments.train import create_state, cross_entropy
-from tinyjax import Codec, collab, global_step, sgq, stripe_groups, wire
+from tinyjax import Codec, collab, global_step, sgq, stripe_gains, stripe_groups, wire
 
 __all__ = [
     "CODECS",
@@ -34,19 +34,23 @@ __all__ = [
     "Halves",
     "Lower",
     "Run",
+    "Span",
+    "Step",
     "Upper",
     "accuracy",
     "batches",
     "cloud_of",
+    "cosines",
     "halves",
     "prepared",
     "run",
     "share",
     "smoke",
     "steps_of",
+    "timed",
 ]
 
-_TOLD_EVERY = 20  # steps
+_LAST = 20  # steps whose loss is told
 _he = nn.initializers.he_normal()
 
 
@@ -58,7 +62,7 @@ class Config:
     dataset: str = "fashion_mnist_sample"  # one of data.NAMES
     devices: int = 1  # they take turns
     average_every: int = 0  # steps after which lower halves are averaged; 0 for never
-    group_size: int = 16  # of sgq_groups: channels that share a scale
+    group_size: int = 16  # of sgq_groups and sgq_gains: channels that share a scale
     bits: int = 4  # of sgq: of a feature
     error: float = 0.3  # of sgq: of a gradient, relative, at most
     epochs: int = 8
@@ -157,29 +161,36 @@ def _zstd(codec: Callable[[Config], Codec]) -> Callable[..., collab.Ways]:
         zstandard = imported("zstandard")
         most = 8 * features.size + 65536
 
-        def unpack(frame: bytes) -> Any:
+        def unpack(frame: bytes, known: Any) -> Any:
             try:
                 if not 0 <= zstandard.get_frame_parameters(frame).content_size <= most:
                     raise ValueError(f"a compressed frame says it holds more than {most} bytes")
-                return wire.unpack(
-                    zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
-                )
+                whole = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+                return wire.unpack(whole, known, most=features.size)
             except zstandard.ZstdError as error:
                 raise ValueError(f"a frame cannot be decompressed: {error}") from error
 
-        pack = lambda code: compress(wire.pack(code))
+        pack = lambda code, known: compress(wire.pack(code, known))
         return collab.coded(codec(config), features, pack, unpack)
 
     return ways
 
 
-def _sgq(config: Config) -> Codec:
-    return sgq(quantizer=global_step(bits=config.bits), error=config.error)
+def _learning(codec: Callable[[Config], Codec]) -> Callable[..., collab.Ways]:
+    return lambda config, features: collab.compressed(codec(config), features)
+
+
+def _sgq(config: Config, *, exact: bool = False) -> Codec:
+    return sgq(quantizer=global_step(bits=config.bits, exact=exact), error=config.error)
 
 
 def _sgq_groups(config: Config) -> Codec:
     groups = stripe_groups(group_size=config.group_size, bits=config.bits)
     return sgq(quantizer=groups, error=config.error)
+
+
+def _sgq_gains(config: Config) -> Codec:
+    return sgq(quantizer=stripe_gains(group_size=config.group_size), error=config.error)
 
 
 CODECS: dict[str, Callable[[Config, jax.ShapeDtypeStruct], collab.Ways]] = {
@@ -189,6 +200,9 @@ CODECS: dict[str, Callable[[Config, jax.ShapeDtypeStruct], collab.Ways]] = {
     "int4_zstd": _zstd(lambda config: uniform(4)),
     "sgq": _through(_sgq),
     "sgq_groups": _through(_sgq_groups),
+    "sgq_gains": _through(_sgq_gains),
+    "sgq_entropy": _learning(_sgq),
+    "sgq_masked": _learning(partial(_sgq, exact=True)),
 }
 
 
@@ -233,12 +247,41 @@ def prepared(config: Config) -> tuple[Halves, int]:
 # --- the sides -----------------------------------------------------------------------------------
 
 
-def cloud_of(config: Config, folder: Path | None, save_every: int = 50) -> collab.Cloud:
-    """The cloud of a training, continued from its folder."""
+Span = tuple[float, float]  # seconds of a clock, when something began and when it ended
+
+
+def timed(ways: collab.Ways, taken: list[Span]) -> collab.Ways:
+    """The same ways, which note down when each call had its input and when its result was there."""
+
+    def clocked(call: Callable[..., Any]) -> Callable[..., Any]:
+        def done(*given: Any) -> Any:
+            jax.block_until_ready(given)
+            start = time.perf_counter()
+            result = jax.block_until_ready(call(*given))
+            taken.append((start, time.perf_counter()))
+            return result
+
+        return done
+
+    up, down = (collab.Way(*map(clocked, way)) for way in (ways.up, ways.down))
+    return ways._replace(up=up, down=down)
+
+
+def cloud_of(
+    config: Config, folder: Path | None, save_every: int = 50, taken: list[Span] | None = None
+) -> collab.Cloud:
+    """The cloud of a training, continued from its folder.
+
+    Args:
+      config: of the training.
+      folder: of its checkpoints; None keeps none.
+      save_every: messages between two checkpoints.
+      taken: where it is noted down when each decoding and encoding was done.
+    """
     parts, _ = prepared(config)
     return collab.Cloud(
         parts.upper,
-        parts.ways,
+        parts.ways if taken is None else timed(parts.ways, taken),
         devices=config.devices,
         averaged=parts.averaged,
         folder=folder and folder / "cloud",
@@ -247,6 +290,17 @@ def cloud_of(config: Config, folder: Path | None, save_every: int = 50) -> colla
         seed=config.seed,
         job=repr(config),
     )
+
+
+class Step(NamedTuple):
+    """A step of a device."""
+
+    done: int  # steps, this one included
+    steps: int  # of the training
+    loss: float
+    seconds: float  # all of it
+    codec: float  # seconds of these that the device encoded and decoded
+    waited: float  # seconds between the two
 
 
 class Run(NamedTuple):
@@ -264,7 +318,7 @@ def run(
     number: int,
     dial: Callable[[], collab.Line],
     folder: Path | None = None,
-    tell: Callable[[int, int, float, float], None] = lambda *_: None,
+    tell: Callable[[Step], None] = lambda _: None,
     save_every: int = 50,
 ) -> Run:
     """Trains a device's half until it has had all its batches.
@@ -274,13 +328,14 @@ def run(
       number: of the device.
       dial: to the cloud.
       folder: of its checkpoints; None keeps none.
-      tell: called with steps done, of how many, the last loss and images/s, now and then.
+      tell: called after every step.
       save_every: steps between two checkpoints.
     """
     parts, steps = prepared(config)
+    taken: list[Span] = []
     device = collab.Device(
         parts.lower,
-        parts.ways,
+        timed(parts.ways, taken),
         dial,
         device=number,
         average_every=config.average_every,
@@ -289,17 +344,20 @@ def run(
         keep=8 * save_every,
         job=repr(config),
     )
-    first, losses, start = device.steps, [], time.perf_counter()
-    for images, labels in batches(config, number, first):
+    losses, seconds = [], []
+    for images, labels in batches(config, number, device.steps):
+        start = time.perf_counter()
         losses.append(device.step(images, labels))
-        if len(losses) == 1:  # which compiled
-            start = time.perf_counter()
-        rate = config.batch * (len(losses) - 1) / (time.perf_counter() - start)
-        if device.steps % _TOLD_EVERY == 0 or device.steps == steps:
-            tell(device.steps, steps, losses[-1], rate)
-    rate = config.batch * max(len(losses) - 1, 0) / (time.perf_counter() - start)
+        seconds.append(time.perf_counter() - start)
+        encoded, decoded = taken[-2:]
+        codec, waited = (
+            sum(end - start for start, end in (encoded, decoded)),
+            decoded[0] - encoded[1],
+        )
+        tell(Step(device.steps, steps, losses[-1], seconds[-1], codec, waited))
     device.finish()
-    last = float(np.mean(losses[-_TOLD_EVERY:])) if losses else float("nan")
+    last = float(np.mean(losses[-_LAST:])) if losses else float("nan")
+    rate = config.batch / float(np.mean(seconds[1:])) if seconds[1:] else float("nan")
     return Run(device.params, len(losses), last, rate, device.retries)
 
 
@@ -315,6 +373,32 @@ def accuracy(config: Config, lower: Any, upper: Any) -> float:
     pieces = range(0, len(test.labels), 500)
     pair = lambda i: (data.pixels(test.images[i : i + 500]), test.labels[i : i + 500])
     return float(sum(int(right(*pair(i))) for i in pieces) / len(test.labels))
+
+
+def cosines(config: Config, lower: Any, upper: Any, count: int) -> list[float]:
+    """How the lower half's gradient through the codec points, next to the one without.
+
+    Args:
+      config: of the training.
+      lower: parameters of the lower half.
+      upper: parameters of the upper half.
+      count: of batches, the device's first ones, one value each.
+    """
+    parts, _ = prepared(config)
+    ways, device, cloud = parts.ways, parts.ways.device, parts.ways.cloud
+    forward = jax.jit(lambda x: jax.vjp(lambda p: parts.lower.apply(p, x), lower))
+    loss = lambda x, labels: parts.upper.loss(parts.upper.apply(upper, x), labels)
+    gradient, found = jax.jit(jax.grad(loss)), []
+    flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+    for seed, (images, labels) in zip(range(count), batches(config, 0, 0), strict=False):
+        features, back = forward(images)
+        frame, device = ways.up.encode(features, device, 0)
+        arrived, cloud = ways.up.decode(frame, cloud)
+        frame, cloud = ways.down.encode(gradient(arrived, labels), cloud, seed)
+        g, device = ways.down.decode(frame, device)
+        a, b = flat(back(g)), flat(back(gradient(features, labels)))
+        found.append(float(a @ b / np.sqrt((a @ a) * (b @ b))))
+    return found
 
 
 def smoke(config: Config) -> Config:

@@ -5,6 +5,11 @@
     python -m experiments sgq device --number 0 --keys out/split/keys --link 20Mbit/s,30ms
     python -m experiments sgq score
 
+and of comparing codecs, which start both sides by themselves (`links`)::
+
+    python -m experiments sgq accuracy
+    python -m experiments sgq link
+
 Each of them continues where it was, with the same command. Settings are those of `split.Config`,
 and the same ones have to be given on all sides: ``--set devices=2 codec=int8``. Bytes are those
 of the device's socket, all that is above TCP, in each direction.
@@ -15,15 +20,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 
 import flax.serialization
 
-from experiments import settings, split
+from experiments import links, plots, settings, split, tables
 from experiments.errors import UserError
 from experiments.extras import imported
 from tinyjax import collab
 
-__all__ = ["COMMANDS", "certs", "device", "main", "score", "serve"]
+_TOLD_EVERY = 20  # steps
+_WIDTH = 150  # characters of a table
+
+__all__ = ["COMMANDS", "accuracy", "certs", "device", "link", "main", "score", "serve"]
 
 
 def serve(
@@ -47,12 +56,18 @@ def serve(
     """
     config = _config(set, smoke)
     shown = _credentials(keys, "cloud")
-    cloud = split.cloud_of(config, out)
+    taken: list[split.Span] = []
+    cloud = split.cloud_of(config, out, taken=taken)
     with collab.serve(cloud, address, credentials=shown) as server:
         print(f"serving {config.devices} device(s) on {server.address}", flush=True)
         cloud.wait()
         time.sleep(linger)
     _write(out / "cloud.msgpack", flax.serialization.to_bytes(cloud.params))
+    both = list(zip(taken[::2], taken[1::2], strict=False))  # decoding, encoding
+    codec = [sum(end - start for start, end in calls) for calls in both]
+    busy = [encoded[1] - decoded[0] for decoded, encoded in both]
+    record = {"config": asdict(config), "codec_seconds": codec, "busy_seconds": busy}
+    _write(out / "cloud.json", json.dumps(record, indent=2).encode())
     print(f"all have finished: {cloud.taken} messages")
 
 
@@ -79,13 +94,18 @@ def device(
     """
     config = _config(set, smoke)
     shown = _credentials(keys, f"device-{number}")
+    each: list[list[float]] = []
     with collab.Dial(address, device=number, credentials=shown, link=_link(link)) as dial:
 
-        def tell(done: int, steps: int, loss: float, rate: float) -> None:
+        def tell(step: split.Step) -> None:
+            each.append([step.seconds, step.codec, step.waited, *dial.traffic])
+            if step.done % _TOLD_EVERY and step.done != step.steps:
+                return
             up, down = (count / 1e6 for count in dial.traffic)
+            rate = config.batch / median(seconds for seconds, *_ in each[-_TOLD_EVERY:])
             print(
-                f"device {number}  step {done}/{steps}  loss {loss:.4f}  {rate:.0f} images/s  "
-                f"up {up:.2f} MB  down {down:.2f} MB",
+                f"device {number}  step {step.done}/{step.steps}  loss {step.loss:.4f}  "
+                f"{rate:.0f} images/s  up {up:.2f} MB  down {down:.2f} MB",
                 flush=True,
             )
 
@@ -97,6 +117,7 @@ def device(
         "link": link,
         "socket_bytes": traffic,
         **{name: getattr(found, name) for name in split.Run._fields if name != "params"},
+        "each": each,  # step: seconds, the codec's here, waiting, bytes up and down so far
     }
     _write(out / f"device-{number}.msgpack", flax.serialization.to_bytes(found.params))
     _write(out / f"device-{number}.json", json.dumps(record, indent=2).encode())
@@ -144,16 +165,69 @@ def certs(
     print(f"credentials of the cloud and {devices} device(s) are in {out}")
 
 
+def accuracy(
+    *,
+    set: tuple[str, ...] = (),
+    out: Path = Path("out/split_accuracy"),
+    seeds: int = 3,
+    smoke: bool = False,
+) -> None:
+    """Trains with every codec and seed, each in two processes; accuracy and traffic.
+
+    Args:
+      set: settings of all trainings, key=value.
+      out: folder of a record for each training, and of the summary.
+      seeds: how many trainings of each codec.
+      smoke: on so little that it takes seconds.
+    """
+    config = settings.change(links.ACCURACY, set)
+    config = links.smoke(config) if smoke else config
+    command = _command("accuracy", set, f"--seeds {seeds}")
+    _print(tables.split_accuracy(links.accuracy(config, out, command, seeds)))
+
+
+def link(
+    *,
+    set: tuple[str, ...] = (),
+    out: Path = Path("out/split_link"),
+    rho: tuple[float, ...] = (5.0, 10.0, 25.0),
+    smoke: bool = False,
+) -> None:
+    """Measures every codec without a link and on slow ones, next to what a formula predicts.
+
+    Args:
+      set: settings of all trainings, key=value.
+      out: folder of a record for each training, and of the summary and its figure.
+      rho: of each link: seconds that float32 takes on it, over those of a step without it.
+      smoke: on so little that it takes seconds.
+    """
+    config = settings.change(links.LINK, set)
+    config = links.smoke(config) if smoke else config
+    found = links.link(config, out, _command("link", set, f"--rho {' '.join(map(str, rho))}"), rho)
+    (out / "speedup.svg").write_text(plots.speedups(found), encoding="utf-8")
+    _print(tables.split_link(found))
+
+
+def _command(name: str, set: Sequence[str], rest: str) -> str:
+    return f"python -m experiments sgq {name} {' '.join(['--set', *set, rest] if set else [rest])}"
+
+
+def _print(table: object) -> None:
+    imported("rich.console").Console(width=_WIDTH).print(table)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "serve": serve,
     "device": device,
     "score": score,
     "certs": certs,
+    "accuracy": accuracy,
+    "link": link,
 }
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs ``sgq serve``, ``device``, ``score`` or ``certs``.
+    """Runs ``sgq serve``, ``device``, ``score``, ``certs``, ``accuracy`` or ``link``.
 
     Raises:
       UserError: for what the user can put right.

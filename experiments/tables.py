@@ -1,6 +1,7 @@
 """What the command line prints at the end of a run: compact rich tables."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from experiments.extras import imported
 from experiments.results import Outcome, Record
 
-__all__ = ["TABLES", "demo", "finished", "grid"]
+__all__ = ["TABLES", "demo", "finished", "grid", "split_accuracy", "split_link"]
 
 Table = Callable[[Record], Any]  # of a record
 
@@ -159,6 +160,54 @@ def grid(summary: Mapping[str, Any], out: Path) -> Any:
     note = "differences in percentage points, paired by seed, with 90 % intervals"
     where = f"summary: [bold]{out / 'summary.json'}[/bold]"
     return imported("rich.console").Group(*tables, note, where)
+
+
+def split_accuracy(arms: Sequence[Any]) -> Any:
+    """Codecs of split training: accuracy next to float32's, traffic, gradients.
+
+    Args:
+      arms: of `links.accuracy`.
+    """
+    headings = ("codec", "accuracy", "to float32", "up", "down", "both ways less than float32")
+    table = _table(*headings, "than int4_zstd", "cosine of gradients")
+    for arm in arms:
+        to = None if arm.to_float32 is None else arm.to_float32._asdict()
+        table.add_row(
+            arm.codec,
+            f"{mean(arm.accuracies):.2%}",
+            _difference(to),
+            f"{arm.up_ratio:.1f}x",
+            f"{arm.down_ratio:.1f}x",
+            f"{arm.ratios['float32']:.2f}x",
+            f"{arm.ratios['int4_zstd']:.2f}x",
+            f"{arm.cosine_at_start:.3f} to {arm.cosine:.3f}",
+        )
+    return table
+
+
+def split_link(found: Sequence[Any]) -> Any:
+    """Codecs on links: images per second, and how many times float32's next to the formula.
+
+    Args:
+      found: of `links.link`.
+    """
+    headings = ("codec", "link", "rho", "r", "kappa", "images/s", "over float32", "formula")
+    table = _table(*headings, "deviation", "beforehand", "over int8", "int4", "int4_zstd")
+    for one in found:
+        table.add_row(
+            one.codec,
+            one.link,
+            f"{one.rho:.1f}",
+            f"{one.r:.2f}",
+            f"{one.kappa:.3f}",
+            f"{one.images_per_second:.1f}",
+            f"{one.speedup:.2f}x",
+            f"{one.predicted:.2f}x",
+            f"{one.deviation:+.1%}",
+            f"{one.beforehand:.2f}x",
+            *(f"{one.over.get(name, math.nan):.2f}x" for name in ("int8", "int4", "int4_zstd")),
+        )
+    return table
 
 
 def _difference(found: Mapping[str, Any] | None) -> str:

@@ -46,8 +46,8 @@ def raw(address, keys, number, requests):
 
 def steps(number, count, **changes):
     """Hello and steps of a device, as bytes."""
-    way = split.ways().up
-    frame, _ = way.encode(np.ones(split.FEATURES.shape, np.float32), way.init(), 0)
+    ways = split.ways()
+    frame, _ = ways.up.encode(np.ones(split.FEATURES.shape, np.float32), ways.device, 0)
     labels = np.zeros(split.BATCH, np.int32)
     make = lambda i: Message(Kind.STEP, number, i + 1, i, labels=labels, frame=frame)
     messages = [make(i)._replace(**changes) for i in range(count)]

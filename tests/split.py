@@ -36,30 +36,41 @@ def upper():
 
 
 CODEC = tinyjax.sgq()
+MASKED = tinyjax.sgq(quantizer=tinyjax.global_step(exact=True))
 
 
 def ways(codec="sgq"):
-    if codec == "sgq":
-        return collab.coded(CODEC, FEATURES)
-    return collab.plain(FEATURES) if codec == "plain" else remembering()
+    made = {
+        "sgq": lambda: collab.coded(CODEC, FEATURES),
+        "masked": lambda: collab.coded(MASKED, FEATURES),
+        "compressed": lambda: collab.compressed(CODEC, FEATURES, samples=2 * BATCH),
+        "compressed and masked": lambda: collab.compressed(MASKED, FEATURES, samples=2 * BATCH),
+        "plain": lambda: collab.plain(FEATURES),
+        "remembering": remembering,
+    }
+    return made[codec]()
 
 
 def remembering():
     """Sends what has changed since the array before: both ends have to agree on what that was."""
     plain = collab.plain(FEATURES).up
-    init = lambda: {"before": np.zeros(FEATURES.shape, np.float32), "count": np.int32(0)}
+    first = {"before": np.zeros(FEATURES.shape, np.float32), "count": np.int32(0)}
+    first = {"up": first, "down": first}
 
-    def encode(x, state, seed):
-        frame, _ = plain.encode(np.asarray(x) - np.asarray(state["before"]), (), seed)
-        return frame, decode(frame, state)[1]
+    def way(name):
+        def encode(x, end, seed):
+            frame, _ = plain.encode(np.asarray(x) - np.asarray(end[name]["before"]), (), seed)
+            return frame, decode(frame, end)[1]
 
-    def decode(frame, state):
-        change, _ = plain.decode(frame, ())
-        x = np.asarray(state["before"]) + np.asarray(change)
-        return jnp.asarray(x), {"before": x, "count": np.int32(state["count"] + 1)}
+        def decode(frame, end):
+            change, _ = plain.decode(frame, ())
+            x = np.asarray(end[name]["before"]) + np.asarray(change)
+            count = np.int32(end[name]["count"] + 1)
+            return jnp.asarray(x), {**end, name: {"before": x, "count": count}}
 
-    way = collab.Way(init, encode, decode)
-    return collab.Ways(way, way, FEATURES)
+        return collab.Way(encode, decode)
+
+    return collab.Ways(way("up"), way("down"), FEATURES, first, first)
 
 
 def batch(device, step):

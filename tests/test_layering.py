@@ -69,7 +69,7 @@ MAY_IMPORT = {
     "frames": {"codes", "numerics"},
     "stream_frames": {"frames", "numerics", "streams"},
     "wire": {"codes", "contexts", "frames", "states", "stream_frames", "streams"},
-    "collab": {"base", "wire"},
+    "collab": {"base", "codes", "contexts", "entropy", "streams", "transforms", "wire"},
     "contexts": {"numerics"},
     "states": {"contexts", "numerics"},
     "streams": {"numerics"},

@@ -1,5 +1,6 @@
 """Split training without a network: numbers taken once, whatever is lost and whoever is killed."""
 
+import functools
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import split
-from tinyjax import collab, global_step, sgq
+from tinyjax import collab
 from tinyjax.collab import halves, saving
 from tinyjax.collab.messages import Kind, Message
 
@@ -34,15 +35,15 @@ def _compiled_once(monkeypatch):
     compiled_once(monkeypatch)
 
 
-WAYS = {name: split.ways(name) for name in ("sgq", "plain", "remembering")}
+ways_of = functools.cache(split.ways)
 
 
 def cloud_of(codec="sgq", **settings):
-    return collab.Cloud(split.upper(), WAYS[codec], **settings)
+    return collab.Cloud(split.upper(), ways_of(codec), **settings)
 
 
 def device_of(dial, number=0, codec="sgq", **settings):
-    return collab.Device(split.lower(number), WAYS[codec], dial, device=number, **settings)
+    return collab.Device(split.lower(number), ways_of(codec), dial, device=number, **settings)
 
 
 def equal(a, b):
@@ -175,14 +176,33 @@ def test_many_faults_change_nothing(undisturbed, tmp_path, seed):
     equal(disturbed(faults, tmp_path), (lower, upper))
 
 
-def test_codecs_with_a_memory_keep_it(tmp_path):
-    world = World(codec="remembering", averaged=split.AVERAGED)
+def kept(codec, folder):
+    """A world without faults, after seeing that faults change nothing in it."""
+    world = World(codec=codec, averaged=split.AVERAGED)
     lower = trained(world, 0, None, **AVERAGED)
     faults = {3: ("cut", "after"), 5: ("cloud", "after"), 8: ("device", "after")}
-    found = disturbed(faults, tmp_path, codec="remembering")
-    equal(found, (lower, world.cloud.params))
+    equal(disturbed(faults, folder, codec=codec), (lower, world.cloud.params))
+    return world
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [
+        "masked",
+        *(
+            pytest.param(f"compressed{more}", marks=pytest.mark.slow)
+            for more in ("", " and masked")
+        ),
+    ],
+)
+def test_ends_keep_features_and_states_of_coders(tmp_path, codec):
+    kept(codec, tmp_path)
+
+
+def test_codecs_with_a_memory_keep_it(tmp_path):
+    world = kept("remembering", tmp_path)
     link = world.cloud._training.state[2][0]
-    assert [int(end["count"]) for end in link] == [STEPS, STEPS]
+    assert {name: int(way["count"]) for name, way in link.items()} == {"up": STEPS, "down": STEPS}
 
 
 def together(devices, steps, faults=(), folder=None, **settings):
@@ -238,8 +258,9 @@ def a_step(number=1, device=0, durable=0, labels=split.BATCH, frame=None):
     x, all_labels = split.batch(device, 0)
     del x
     if frame is None:
-        way = WAYS["sgq"].up
-        frame, _ = way.encode(np.ones(split.FEATURES.shape, np.float32) * number, way.init(), 0)
+        ways = ways_of("sgq")
+        x = np.ones(split.FEATURES.shape, np.float32) * number
+        frame, _ = ways.up.encode(x, ways.device, 0)
     return Message(Kind.STEP, device, number, durable, labels=all_labels[:labels], frame=frame)
 
 
@@ -473,7 +494,23 @@ def test_messages_without_bytes_are_refused(message, words):
         collab.write(message)
 
 
-def test_a_link_between_processes_refuses_masked_gradients():
-    masked = sgq(quantizer=global_step(exact=True))
-    with pytest.raises(ValueError, match="give it a quantizer that is not exact"):
-        collab.coded(masked, split.FEATURES)
+# --- ways ----------------------------------------------------------------------------------------
+
+
+def test_a_masked_gradient_is_that_of_the_features_last_sent(rng):
+    codec, ways = split.MASKED, ways_of("masked")
+    device, cloud = ways.device, ways.cloud
+    for seed in range(3):
+        x = np.maximum(rng.normal(size=split.FEATURES.shape), 0).astype(np.float32)
+        g = rng.normal(size=x.shape).astype(np.float32)
+        up, device = ways.up.encode(x, device, seed)
+        arrived, cloud = ways.up.decode(up, cloud)
+        down, cloud = ways.down.encode(g, cloud, seed)
+        back, device = ways.down.decode(down, device)
+        code = codec.encode(x)
+        equal(arrived, codec.decode(code))
+        right = codec.decode_gradient(codec.encode_gradient(g, np.uint32(seed), code))
+        equal(back, right)
+        assert not np.asarray(back)[x == 0].any()
+        with pytest.raises(ValueError, match="no SGQ frame"):
+            ways.down.decode(down, ways.device)  # to one who has sent other features

@@ -430,8 +430,8 @@ def test_traffic_is_that_of_the_socket(lasting, keys):
         for step in range(1, 11):
             device.step(*split.batch(0, step))
         up, down = (b - a for a, b in zip(before, dial.traffic, strict=True))
-    way = split.ways().up
-    frame, _ = way.encode(np.ones(split.FEATURES.shape, np.float32), way.init(), 0)
+    ways = split.ways()
+    frame, _ = ways.up.encode(np.ones(split.FEATURES.shape, np.float32), ways.device, 0)
     message = len(frame) + 4 * split.BATCH + 44
     # TLS and HTTP/2 add a record's 22 bytes to two frames' 9 and gRPC's 5, pings and windows more.
     assert 10 * message < up < 10 * (message + 200)

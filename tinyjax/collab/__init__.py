@@ -8,6 +8,7 @@ from tinyjax.collab.credentials import Credentials, make_credentials, read_crede
 from tinyjax.collab.device import Device
 from tinyjax.collab.dialing import Dial
 from tinyjax.collab.halves import Lower, Upper
+from tinyjax.collab.learning import compressed
 from tinyjax.collab.ledger import Refused
 from tinyjax.collab.lines import Line, within
 from tinyjax.collab.messages import Kind, Message, read, write
@@ -33,6 +34,7 @@ __all__ = [
     "Way",
     "Ways",
     "coded",
+    "compressed",
     "make_credentials",
     "parse_link",
     "plain",

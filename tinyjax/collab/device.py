@@ -84,8 +84,7 @@ class Device:
         self._average_every, self._save_every, self._keep = average_every, save_every, keep
         self._patience, self._digest = patience, digest(job)
         self._forward, self._backward = forward(half), backward(half)
-        codecs = (ways.up.init(), ways.down.init())
-        self._state = (half.params, half.optimizer.init(half.params), codecs)
+        self._state = (half.params, half.optimizer.init(half.params), ways.device)
         self._line: Line | None = None
         self._kept: dict[int, Message] = {}  # what the cloud has not saved
         self._sequence = self._durable = self._steps = 0
@@ -121,15 +120,15 @@ class Device:
           ValueError: if the lower half makes other features than ``ways`` is for.
         """
         self._settle()
-        params, moments, (up, down) = self._state
+        params, moments, end = self._state
         features, back = self._forward(params, x)
         self._check(features)
         message = self._next(Kind.STEP, labels=np.asarray(labels))
-        frame, up = self._ways.up.encode(features, up, seed_for(0, message))
+        frame, end = self._ways.up.encode(features, end, seed_for(0, message))
         answer = self._ask(message._replace(frame=frame))
-        g, down = self._ways.down.decode(answer.frame, down)
+        g, end = self._ways.down.decode(answer.frame, end)
         params, moments = self._backward(params, moments, back, g)
-        self._state, self._steps = (params, moments, (up, down)), self._steps + 1
+        self._state, self._steps = (params, moments, end), self._steps + 1
         self._settle()
         if self._steps % self._save_every == 0:
             self._save()
@@ -162,13 +161,13 @@ class Device:
             self._average()
 
     def _average(self) -> None:
-        params, moments, codecs = self._state
+        params, moments, end = self._state
         flat = np.asarray(jax.flatten_util.ravel_pytree(params)[0])
         answer = self._ask(self._next(Kind.AVERAGE, frame=flat.astype("<f4").tobytes()))
         mean = np.frombuffer(answer.frame, "<f4").astype(np.float32)
         if mean.shape != flat.shape:
             raise Refused(f"the cloud's average has {mean.size} parameters, not {flat.size}")
-        self._state = (self._unflat(jax.numpy.asarray(mean)), moments, codecs)
+        self._state = (self._unflat(jax.numpy.asarray(mean)), moments, end)
 
     def _check(self, features: Array) -> None:
         want = self._ways.features

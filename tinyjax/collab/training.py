@@ -29,8 +29,8 @@ class Training:
     def __init__(self, half: Upper, ways: Ways, devices: int, averaged: int, seed: int) -> None:
         self._ways, self._averaged, self._seed = ways, averaged, seed
         self._step = upper_step(half)
-        codecs = (ways.up.init(), ways.down.init())
-        self.state: Any = (half.params, half.optimizer.init(half.params), (codecs,) * devices)
+        moments = half.optimizer.init(half.params)
+        self.state: Any = (half.params, moments, (ways.cloud,) * devices)
         self.given: dict[int, np.ndarray] = {}  # parameters to be averaged, by device
 
     def step(self, message: Message) -> Message:
@@ -40,20 +40,19 @@ class Training:
           Refused: if it does not fit or its loss or gradients are not finite; nothing has changed.
         """
         device, shape = message.device, list(self._ways.features.shape)
-        params, moments, codecs = self.state
-        up, down = codecs[device]
+        params, moments, ends = self.state
         if len(message.labels) != shape[0]:
             raise Refused(f"{len(message.labels)} labels came with features {shape}: send each one")
         try:
-            x, up = self._ways.up.decode(message.frame, up)
+            x, end = self._ways.up.decode(message.frame, ends[device])
         except ValueError as error:
             raise Refused(str(error)) from error
         params, moments, g, loss, sound = self._step(params, moments, x, message.labels)
         if not sound:
             raise Refused(f"step {message.sequence} of device {device} is not finite: left out")
-        frame, down = self._ways.down.encode(g, down, seed_for(self._seed, message))
+        frame, end = self._ways.down.encode(g, end, seed_for(self._seed, message))
         answer = Message(Kind.GRADIENT, device, message.sequence, loss=float(loss), frame=frame)
-        self.state = (params, moments, (*codecs[:device], (up, down), *codecs[device + 1 :]))
+        self.state = (params, moments, (*ends[:device], end, *ends[device + 1 :]))
         return answer
 
     def give(self, message: Message) -> None:
