@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 
 import flax.serialization
 
-from experiments import split
+from experiments import split, split_scores
 from experiments.errors import UserError
 from experiments.results import once, plain, write
 from experiments.summary import Difference, difference
@@ -180,9 +180,9 @@ def learned(config: split.Config, folder: Path) -> Learned:
         for half, side in zip((parts.lower, parts.upper), _SIDES, strict=True)
     )
     return Learned(
-        split.accuracy(config, lower, upper),
-        mean(split.cosines(config, lower, upper, _COSINES)),
-        mean(split.cosines(config, parts.lower.params, parts.upper.params, _COSINES)),
+        split_scores.accuracy(config, lower, upper),
+        mean(split_scores.cosines(config, lower, upper, _COSINES)),
+        mean(split_scores.cosines(config, parts.lower.params, parts.upper.params, _COSINES)),
     )
 
 
@@ -314,7 +314,7 @@ def speed(codec: str, link: str, free: dict[str, Any], runs: dict[str, Any], bat
     """A codec on a link, next to the formula.
 
     Args:
-      codec: one of `split.CODECS`.
+      codec: one of `split_codecs.CODECS`.
       link: its text.
       free: metrics of every codec without a link.
       runs: metrics of every codec on the link.

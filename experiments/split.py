@@ -11,7 +11,7 @@ References:
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,14 +22,12 @@ import numpy as np
 import optax
 
 from experiments import data, models
-from experiments.carriers import compress, uniform
 from experiments.errors import UserError
-from experiments.extras import imported
+from experiments.split_codecs import CODECS
 from experiments.train import create_state, cross_entropy
-from tinyjax import Codec, collab, global_step, sgq, stripe_gains, stripe_groups, wire
+from tinyjax import collab
 
 __all__ = [
-    "CODECS",
     "Config",
     "Halves",
     "Lower",
@@ -37,11 +35,10 @@ __all__ = [
     "Span",
     "Step",
     "Upper",
-    "accuracy",
     "batches",
     "cloud_of",
-    "cosines",
     "halves",
+    "loaded",
     "prepared",
     "run",
     "share",
@@ -150,70 +147,15 @@ def _optimizer(config: Config, steps: int) -> optax.GradientTransformation:
     return optax.sgd(lambda count: cosine(jnp.asarray(count, jnp.float32)), momentum=0.9)
 
 
-def _through(codec: Callable[[Config], Codec]) -> Callable[..., collab.Ways]:
-    return lambda config, features: collab.coded(codec(config), features)
-
-
-def _zstd(codec: Callable[[Config], Codec]) -> Callable[..., collab.Ways]:
-    """A codec whose frames are compressed as well, and decompressed up to a size."""
-
-    def ways(config: Config, features: jax.ShapeDtypeStruct) -> collab.Ways:
-        zstandard = imported("zstandard")
-        most = 8 * features.size + 65536
-
-        def unpack(frame: bytes, known: Any) -> Any:
-            try:
-                if not 0 <= zstandard.get_frame_parameters(frame).content_size <= most:
-                    raise ValueError(f"a compressed frame says it holds more than {most} bytes")
-                whole = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
-                return wire.unpack(whole, known, most=features.size)
-            except zstandard.ZstdError as error:
-                raise ValueError(f"a frame cannot be decompressed: {error}") from error
-
-        pack = lambda code, known: compress(wire.pack(code, known))
-        return collab.coded(codec(config), features, pack, unpack)
-
-    return ways
-
-
-def _learning(codec: Callable[[Config], Codec]) -> Callable[..., collab.Ways]:
-    return lambda config, features: collab.compressed(codec(config), features)
-
-
-def _sgq(config: Config, *, exact: bool = False) -> Codec:
-    return sgq(quantizer=global_step(bits=config.bits, exact=exact), error=config.error)
-
-
-def _sgq_groups(config: Config) -> Codec:
-    groups = stripe_groups(group_size=config.group_size, bits=config.bits)
-    return sgq(quantizer=groups, error=config.error)
-
-
-def _sgq_gains(config: Config) -> Codec:
-    return sgq(quantizer=stripe_gains(group_size=config.group_size), error=config.error)
-
-
-CODECS: dict[str, Callable[[Config, jax.ShapeDtypeStruct], collab.Ways]] = {
-    "float32": lambda config, features: collab.plain(features),
-    "int8": _through(lambda config: uniform(8)),
-    "int4": _through(lambda config: uniform(4)),
-    "int4_zstd": _zstd(lambda config: uniform(4)),
-    "sgq": _through(_sgq),
-    "sgq_groups": _through(_sgq_groups),
-    "sgq_gains": _through(_sgq_gains),
-    "sgq_entropy": _learning(_sgq),
-    "sgq_masked": _learning(partial(_sgq, exact=True)),
-}
-
-
 @cache
-def _loaded(dataset: str) -> data.Dataset:
+def loaded(dataset: str) -> data.Dataset:
+    """A data set, read once."""
     return data.load(dataset)
 
 
 def share(config: Config, number: int) -> data.Split:
     """The images of a device: every `devices`-th one."""
-    learned = data.first(_loaded(config.dataset).train, config.limit or None)
+    learned = data.first(loaded(config.dataset).train, config.limit or None)
     return data.Split(*(part[number :: config.devices] for part in learned))
 
 
@@ -359,46 +301,6 @@ def run(
     last = float(np.mean(losses[-_LAST:])) if losses else float("nan")
     rate = config.batch / float(np.mean(seconds[1:])) if seconds[1:] else float("nan")
     return Run(device.params, len(losses), last, rate, device.retries)
-
-
-def accuracy(config: Config, lower: Any, upper: Any) -> float:
-    """Top-1 on the test images, 0..1, of both halves' parameters, with nothing between them."""
-    test = _loaded(config.dataset).test
-
-    @jax.jit
-    def right(images: jax.Array, labels: jax.Array) -> jax.Array:
-        logits = Upper().apply({"params": upper}, Lower().apply({"params": lower}, images))
-        return (jnp.asarray(logits).argmax(-1) == labels).sum()
-
-    pieces = range(0, len(test.labels), 500)
-    pair = lambda i: (data.pixels(test.images[i : i + 500]), test.labels[i : i + 500])
-    return float(sum(int(right(*pair(i))) for i in pieces) / len(test.labels))
-
-
-def cosines(config: Config, lower: Any, upper: Any, count: int) -> list[float]:
-    """How the lower half's gradient through the codec points, next to the one without.
-
-    Args:
-      config: of the training.
-      lower: parameters of the lower half.
-      upper: parameters of the upper half.
-      count: of batches, the device's first ones, one value each.
-    """
-    parts, _ = prepared(config)
-    ways, device, cloud = parts.ways, parts.ways.device, parts.ways.cloud
-    forward = jax.jit(lambda x: jax.vjp(lambda p: parts.lower.apply(p, x), lower))
-    loss = lambda x, labels: parts.upper.loss(parts.upper.apply(upper, x), labels)
-    gradient, found = jax.jit(jax.grad(loss)), []
-    flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
-    for seed, (images, labels) in zip(range(count), batches(config, 0, 0), strict=False):
-        features, back = forward(images)
-        frame, device = ways.up.encode(features, device, 0)
-        arrived, cloud = ways.up.decode(frame, cloud)
-        frame, cloud = ways.down.encode(gradient(arrived, labels), cloud, seed)
-        g, device = ways.down.decode(frame, device)
-        a, b = flat(back(g)), flat(back(gradient(features, labels)))
-        found.append(float(a @ b / np.sqrt((a @ a) * (b @ b))))
-    return found
 
 
 def smoke(config: Config) -> Config:

@@ -24,7 +24,7 @@ from statistics import median
 
 import flax.serialization
 
-from experiments import links, plots, settings, split, tables
+from experiments import links, plots, settings, split, split_scores, tables
 from experiments.errors import UserError
 from experiments.extras import imported
 from tinyjax import collab
@@ -141,7 +141,8 @@ def score(*, set: tuple[str, ...] = (), out: Path = Path("out/split"), smoke: bo
         for number in range(config.devices):
             file = out / f"device-{number}.msgpack"
             lower = read(parts.lower.params, file.read_bytes())
-            print(f"device {number}: {split.accuracy(config, lower, upper):.2%} of the test images")
+            right = split_scores.accuracy(config, lower, upper)
+            print(f"device {number}: {right:.2%} of the test images")
     except FileNotFoundError as error:
         raise UserError(f"there is no {error.filename}: let that side finish first") from error
 

@@ -157,3 +157,19 @@ def stalls(address, keys, number, stop):
 
 
 BEHAVIOURS = (noise, repeats, flood, stalls)
+
+
+def damaged(rng, sent, places):
+    """Bytes after something has happened to them; sizes are told at some of the places."""
+    data = bytearray(sent)
+    match rng.integers(4):
+        case 0:
+            data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        case 1:
+            del data[rng.integers(len(data)) :]
+        case 2:
+            data += rng.bytes(1 + rng.integers(9))
+        case _:  # a lie about a size
+            start = int(rng.choice(places))
+            data[start : start + 4] = int(rng.integers(1, 2**32)).to_bytes(4, "little")
+    return bytes(data)

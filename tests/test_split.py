@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests import split
+from tests import hostile, split
 from tinyjax import collab
 from tinyjax.collab import halves, saving
 from tinyjax.collab.messages import Kind, Message
@@ -458,27 +458,13 @@ def test_a_message_is_these_bytes():
     assert data[-4:] == bytes.fromhex("a86d8e2c")
 
 
-def damaged(rng):
-    """A message's bytes after something has happened to them."""
-    data = bytearray(collab.write(MESSAGES[rng.integers(len(MESSAGES))]))
-    match rng.integers(4):
-        case 0:
-            data[rng.integers(len(data))] ^= 1 << rng.integers(8)
-        case 1:
-            del data[rng.integers(len(data)) :]
-        case 2:
-            data += rng.bytes(1 + rng.integers(9))
-        case _:  # a lie about a size
-            start = 32 + 4 * int(rng.integers(2))
-            data[start : start + 4] = int(rng.integers(1, 2**32)).to_bytes(4, "little")
-    return bytes(data)
-
-
 @pytest.mark.parametrize("count", [2000, pytest.param(200_000, marks=pytest.mark.slow)])
 def test_damaged_messages_are_refused(rng, count):
     for _ in range(count):
+        data = collab.write(MESSAGES[rng.integers(len(MESSAGES))])
+        bad = hostile.damaged(rng, data, (32, 36))
         with pytest.raises(ValueError, match="are no message"):
-            collab.read(damaged(rng))
+            collab.read(bad)
 
 
 @pytest.mark.parametrize(

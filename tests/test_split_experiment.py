@@ -12,6 +12,7 @@ import pytest
 from experiments import carriers, models, split
 from experiments.__main__ import main
 from experiments.errors import UserError
+from experiments.split_codecs import CODECS
 from tests.split import free_port
 from tinyjax import collab
 
@@ -46,10 +47,10 @@ def test_batches_can_be_taken_up_anywhere():
     assert [len(labels) for labels in shares] == [40, 40]
 
 
-@pytest.mark.parametrize("codec", split.CODECS)
+@pytest.mark.parametrize("codec", CODECS)
 def test_every_codec_carries_features_and_gradients(codec, rng):
     features = jax.ShapeDtypeStruct((2, 3, 3, 32), np.float32)
-    ways = split.CODECS[codec](split.Config(), features)
+    ways = CODECS[codec](split.Config(), features)
     x = np.maximum(rng.normal(size=features.shape), 0).astype(np.float32)
     device, cloud = ways.device, ways.cloud
     up, device = ways.up.encode(jnp.asarray(x), device, 7)
@@ -66,7 +67,7 @@ def test_every_codec_carries_features_and_gradients(codec, rng):
 
 
 def test_a_frame_that_would_decompress_to_much_is_refused():
-    ways = split.CODECS["int4_zstd"](split.Config(), jax.ShapeDtypeStruct((2, 4), np.float32))
+    ways = CODECS["int4_zstd"](split.Config(), jax.ShapeDtypeStruct((2, 4), np.float32))
     with pytest.raises(ValueError, match="says it holds more than 65600 bytes"):
         ways.up.decode(carriers.compress(bytes(10**8)), ways.cloud)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import split
+from tests import hostile, split
 from tinyjax import collab, global_step, sgq, stripe_gains, stripe_groups, wire
 from tinyjax.collab import learning
 
@@ -128,21 +128,6 @@ def test_an_end_goes_on_from_what_was_kept(rng):
 # --- what is refused -----------------------------------------------------------------------------
 
 
-def damaged(rng, frame):
-    """Bytes of a frame after something has happened to them."""
-    data = bytearray(frame)
-    match rng.integers(4):
-        case 0:
-            data[rng.integers(len(data))] ^= 1 << rng.integers(8)
-        case 1:
-            del data[rng.integers(len(data)) :]
-        case 2:
-            data += rng.bytes(1 + rng.integers(9))
-        case _:  # a lie about the state's length
-            data[:4] = int(rng.integers(1, 2**32)).to_bytes(4, "little")
-    return bytes(data)
-
-
 def test_every_other_frame_is_refused(rng):
     ways = WAYS("one step")
     ends, frames = (ways.device, ways.cloud), []
@@ -154,9 +139,9 @@ def test_every_other_frame_is_refused(rng):
     for up, down, (device, cloud) in frames:
         for _ in range(200):
             with pytest.raises(ValueError, match="frame"):
-                ways.up.decode(damaged(rng, up), cloud)
+                ways.up.decode(hostile.damaged(rng, up, (0,)), cloud)
         for _ in range(50):
-            bad = damaged(rng, b"0000" + down)[4:]
+            bad = hostile.damaged(rng, b"0000" + down, (0,))[4:]
             if bad != down:
                 with pytest.raises(ValueError, match="frame"):
                     ways.down.decode(bad, device)

@@ -15,8 +15,7 @@ places does not matter, and it is 0 in ``g^``: the rest is sent, as unbiased as 
 
 References:
   Zhou, Guo, Liu, Zhang, Zhang, Guo, Xu, Liu, Qu, Hierarchical Channel-spatial Encoding for
-  Communication-efficient Collaborative Learning, NeurIPS 2022 (abstract only). Its spatial level
-  is not here.
+  Communication-efficient Collaborative Learning, NeurIPS 2022 (abstract only).
 """
 
 from __future__ import annotations
