@@ -15,6 +15,7 @@ from tinyjax.base import (
     TrainStep,
     Transform,
 )
+from tinyjax.blocks import SkipState
 from tinyjax.calibration import calibrate
 from tinyjax.codes import GainCode, GroupCode, SGQGradient, StepCode
 from tinyjax.combine import at, chain, identity, where
@@ -42,7 +43,6 @@ from tinyjax.transforms import (
     stripe_groups,
     zero_point,
 )
-from tinyjax.transforms.pass_skip import SkipState
 
 __all__ = [
     "Advice",

@@ -50,6 +50,7 @@ def run_block(
     cells: Mask,
     whole: Any,
     watched: set[Var],
+    limits: Mapping[Var, Array],
 ) -> tuple[list[Array], dict[Var, Array]]:
     """The outputs of a block with some cells, or all, computed anew.
 
@@ -60,6 +61,7 @@ def run_block(
       cells: bool ``[rows, cols]``, the cells to compute.
       whole: bool scalar: compute all, as the function itself does.
       watched: tensors of which it matters where they change.
+      limits: of some of these, how far a position may move and keep its value: float32 scalars.
 
     Returns:
       The outputs, and where the watched ones changed: bool ``[1, h, w, 1]``.
@@ -72,7 +74,8 @@ def run_block(
         return run_frame(block, env), [jnp.ones(shape, bool) for shape in shapes]
 
     def sparse(old: list[Array]) -> tuple[list[Array], list[Array]]:
-        one = functools.partial(_one_cell, block, env, [v in watched for v in block.outs])
+        known = [v in watched for v in block.outs]
+        one = functools.partial(_one_cell, block, env, known, [limits.get(v) for v in block.outs])
         return _for_each(cells, one, (old, [jnp.zeros(shape, bool) for shape in shapes]))
 
     outs, flags = lax.cond(whole, entire, sparse, old)
@@ -83,15 +86,17 @@ def _one_cell(
     block: Block,
     env: Mapping[Var, Any],
     watched: list[bool],
+    limits: list[Array | None],
     index: Index,
     carry: tuple[list[Array], list[Array]],
 ) -> tuple[list[Array], list[Array]]:
     """Computes one cell anew and marks where the watched outputs changed."""
     olds, flags = carry
     at, rest, outs, marked = corner(block, block.outs[0], index), iter(flags), [], []
-    for old, new, seen in zip(olds, run_window(block, env, index), watched, strict=True):
+    news = run_window(block, env, index)
+    for old, new, seen, limit in zip(olds, news, watched, limits, strict=True):
         if seen:
-            old, marks = _put(old, next(rest), new, at)
+            old, marks = _put(old, next(rest), new, at, limit=limit)
             marked.append(marks)
         outs.append(old if seen else write_part(old, new, at))
     return outs, marked
@@ -144,7 +149,12 @@ def _one_patch(
 
 
 def _put(
-    whole: Array, flags: Array, new: Array, at: Index, own: Array | bool = True
+    whole: Array,
+    flags: Array,
+    new: Array,
+    at: Index,
+    own: Array | bool = True,
+    limit: Array | None = None,
 ) -> tuple[Array, Array]:
     """Writes a part into a frame where it differs, and marks where it does.
 
@@ -154,12 +164,17 @@ def _put(
       new: the part.
       at: where it begins.
       own: bool ``[1, rows, cols, 1]``: where the part may write.
+      limit: float32 scalar: a position of which no value moves by more stays as it is.
 
     Returns:
       ``whole`` and ``flags``, updated.
     """
     old = read_part(whole, at, new.shape[1:3])
     differ = differs(old, new) & own
+    if limit is not None:
+        moved = jnp.abs(new.astype(jnp.float32) - old.astype(jnp.float32))
+        # At 0 the comparison decides alone: a difference may be too small for its own dtype.
+        differ = differ & ((limit <= 0) | (~(moved <= limit)).any(3, keepdims=True))
     marks = differ.any(3, keepdims=True) | read_part(flags, at, new.shape[1:3])
     # Nothing may change without a mark, and -0.0 compares equal to 0.0.
     part = jnp.where(differ, new, old)

@@ -12,6 +12,13 @@ would give for ``r``, whatever the gate decides, and with the gate that takes ev
 ``r`` is ``x``. What a block recomputed is compared with what it held, so that a change which dies
 out (behind a relu, say) wakes nothing in the next block.
 
+With ``l`` the inner limit of a tensor between blocks, ``e`` its effective value and ``b`` the block
+that makes it, the same happens there, position by position::
+
+    e  <-  b(e_before)  where that differs from e by more than l in any channel
+
+so ``|b(e_before) - e| <= l`` in every frame: nothing adds up.
+
 References:
   Zhou et al., `PASS: Patch Automatic Skip Scheme for Efficient Real-Time Video Perception on Edge
   Devices <https://doi.org/10.1609/aaai.v37i3.25491>`_, AAAI 2023: patches that take the reference's
@@ -22,43 +29,45 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tinyjax.base import Array, BlockTransform
-from tinyjax.blocks import Blocks, active_cells, begin, effective_input, finish, run_block
+from tinyjax.base import BlockTransform
+from tinyjax.blocks import (
+    Blocks,
+    SkipState,
+    active_cells,
+    begin,
+    begin_state,
+    effective_input,
+    finish,
+    fits,
+    gated,
+    oldest,
+    run_block,
+    sample,
+    tiling,
+)
 from tinyjax.gates import Gate, exact
-from tinyjax.numerics.patches import Pair, tiles
+from tinyjax.numerics.patches import differs
 
-__all__ = ["SkipState", "pass_skip"]
-
-
-class SkipState(NamedTuple):
-    """What is carried from frame to frame.
-
-    Attributes:
-      ref: the effective input ``[1, h, w, c]``, in the frame's dtype.
-      cuts: outputs of every block, ``[1, h, w, c]`` each.
-      active: for every block, the cells recomputed in the last frame: bool ``[rows, cols]``.
-      frames: how many there were, int32.
-
-    Example:
-      >>> import tinyjax
-      >>> tinyjax.SkipState._fields
-      ('ref', 'cuts', 'active', 'frames')
-    """
-
-    ref: Array
-    cuts: tuple[Array, ...]
-    active: tuple[Array, ...]
-    frames: Array
+__all__ = ["pass_skip"]
 
 
-def pass_skip(*, patch: int = 16, gate: Gate = exact, dense_above: float = 0.45) -> BlockTransform:
+def pass_skip(
+    *,
+    patch: int = 16,
+    gate: Gate = exact,
+    inner: float | Sequence[float] = 0.0,
+    dense_above: float = 0.45,
+    key_every: int = 0,
+    refresh_every: int = 0,
+) -> BlockTransform:
     """Recomputes only the patches of a video that changed.
 
     For functions ``apply(params, frame)`` of one frame ``[1, h, w, c]`` without randomness, by way
@@ -68,9 +77,11 @@ def pass_skip(*, patch: int = 16, gate: Gate = exact, dense_above: float = 0.45)
     taken whole, and so is one of which the gate takes more than ``dense_above``. A block of which
     more than that must be recomputed is computed whole.
 
-    The state belongs to its parameters: after they change, begin again with ``init``. It is
-    updated in place in a ``lax.scan`` over frames, or if it is given away to a jitted step that
-    returns it first, ``jax.jit(lambda *args: skipping.apply(*args)[::-1], donate_argnums=0)``:
+    The state belongs to its parameters. Some values of each are kept and compared, and where one
+    differs, as after a step of an optimizer, the frame is taken whole; if you change parameters
+    here and there, begin again with ``init``. The state can be saved at any frame. It is updated
+    in place in a ``lax.scan`` over frames, or if it is given away to a jitted step that returns it
+    first, ``jax.jit(lambda *args: skipping.apply(*args)[::-1], donate_argnums=0)``:
     jax pairs what is given away with the outputs in their order. Otherwise it is copied. Under
     ``vmap`` every frame costs more than a whole one.
 
@@ -78,17 +89,21 @@ def pass_skip(*, patch: int = 16, gate: Gate = exact, dense_above: float = 0.45)
       patch: side of the patches; strides inside a block must divide it.
       gate: ``(x, ref, patch) -> bool [rows, cols]``: the patches that are taken, from the frame and
         the effective input of the frame before. A gate that gives a NumPy array is static.
+      inner: how far tensors between blocks may move unseen, in their own units: a limit for all or
+        one for each in order. They are in the state: ``state._replace(limits=...)`` changes them.
       dense_above: share of the patches, 0 to 1. A static mask is kept to, however large it is.
         Cells are computed one by one and a whole block on all cores, so that the whole pays from
         about 0.45 on two cores (``python -m benchmarks pass``).
+      key_every: every so many frames one is computed whole, which ends all errors; 0 for never.
+      refresh_every: within so many frames every patch is taken, the oldest first; 0 for never.
 
     Returns:
       A transform of blocks.
 
     Raises:
-      ValueError: if ``patch`` or ``dense_above`` is out of range; on use, if the function is not
-        of this kind, if a frame changes its size or dtype, if a gate's mask does not tile the
-        frame, or if it is differentiated.
+      ValueError: if an option is out of range; on use, if limits are too many or too few, if the
+        function is not of this kind, if a frame changes its size or dtype, if a gate's mask does
+        not tile the frame, or if it is differentiated.
 
     Example:
       >>> import jax.numpy as jnp, tinyjax
@@ -109,16 +124,14 @@ def pass_skip(*, patch: int = 16, gate: Gate = exact, dense_above: float = 0.45)
         raise ValueError(f"patch is {patch!r}: use an int from 1 up")
     if not 0 <= dense_above <= 1:
         raise ValueError(f"dense_above is {dense_above}: use a share from 0 to 1")
+    for name, every in (("key_every", key_every), ("refresh_every", refresh_every)):
+        if isinstance(every, bool) or not isinstance(every, int) or every < 0:
+            raise ValueError(f"{name} is {every!r}: use a number of frames, or 0 for never")
+    if not all(math.isfinite(limit) and limit >= 0 for limit in np.ravel(inner)):
+        raise ValueError(f"inner is {inner}: use limits from 0 up, in units of the tensors")
 
     def init(blocks: Blocks) -> SkipState:
-        frame = blocks.frame.aval
-        outs = [v.aval for block in blocks.blocks for v in block.outs]
-        return SkipState(
-            ref=jnp.zeros(frame.shape, frame.dtype),
-            cuts=tuple(jnp.zeros(out.shape, out.dtype) for out in outs),
-            active=tuple(jnp.zeros(block.grid, bool) for block in blocks.blocks),
-            frames=jnp.int32(0),
-        )
+        return begin_state(blocks, patch, inner)
 
     def call(
         blocks: Blocks, state: SkipState, values: Sequence[Any]
@@ -135,63 +148,44 @@ def pass_skip(*, patch: int = 16, gate: Gate = exact, dense_above: float = 0.45)
                 "function itself, at state.ref for the same output"
             )
 
-        _fits(state, jax.eval_shape(lambda: init(blocks)))
+        fits(state, jax.eval_shape(lambda: init(blocks)))
         return advance(state, list(values))
 
     def _advance(
         blocks: Blocks, state: SkipState, values: Sequence[Any]
     ) -> tuple[list[Any], SkipState]:
-        env = begin(blocks, values)
-        x, fresh = env[blocks.frame], state.frames == 0
-        taken = _tiling(gate(x[0], state.ref[0], patch), tiles(x.shape[1:3], (patch, patch)))
+        env, seen = begin(blocks, values), sample(blocks, values)
+        x, fresh = env[blocks.frame], (state.frames == 0) | differs(seen, state.seen).any()
+        if key_every:
+            fresh = fresh | (state.frames % key_every == 0)
+        taken = tiling(gate(x[0], state.ref[0], patch), state.age.shape)
         whole_frame = fresh if isinstance(taken, np.ndarray) else _is_much(taken) | fresh
+        if refresh_every:
+            taken = taken | oldest(state.age, refresh_every)
         env[blocks.frame], flags = effective_input(x, state.ref, taken, whole_frame, patch)
         changed = {blocks.frame: flags}
         watched = {v for block in blocks.blocks for v in block.ins}
+        limits = dict(zip(gated(blocks), state.limits, strict=True))
         held, active = iter(state.cuts), []
         for block in blocks.blocks:
             cells, old = active_cells(block, changed), [next(held) for _ in block.outs]
             whole_block = _is_much(cells) | fresh
-            outs, flags = run_block(block, env, old, cells, whole_block, watched)
+            outs, flags = run_block(block, env, old, cells, whole_block, watched, limits)
             env |= dict(zip(block.outs, outs, strict=True))
             changed |= flags
             active.append(cells | whole_block)
-        cuts = tuple(env[v] for block in blocks.blocks for v in block.outs)
-        state = SkipState(env[blocks.frame], cuts, tuple(active), state.frames + 1)
+        state = SkipState(
+            ref=env[blocks.frame],
+            cuts=tuple(env[v] for block in blocks.blocks for v in block.outs),
+            active=tuple(active),
+            frames=state.frames + 1,
+            limits=state.limits,
+            age=jnp.where(taken | whole_frame, 0, state.age + 1),
+            seen=seen,
+        )
         return finish(blocks, env), state
 
     def _is_much(cells: Any) -> Any:
         return cells.sum() > int(dense_above * cells.size)
 
     return BlockTransform(patch, init, call)
-
-
-def _tiling(mask: Any, grid: Pair) -> Any:
-    """A gate's mask, if it tiles the frame."""
-    given = (getattr(mask, "dtype", None), getattr(mask, "shape", None))
-    if given != (np.bool_, grid):
-        raise ValueError(
-            f"a gate gave {type(mask).__name__} {given[0]} {given[1]}, which does not tile the "
-            f"frame: give a bool array {grid}, a flag per patch"
-        )
-    return mask
-
-
-def _fits(state: Any, wanted: SkipState) -> None:
-    """Refuses a state that was made for something else."""
-    if not isinstance(state, SkipState):
-        raise ValueError(
-            f"pass_skip was given {type(state).__name__} for its state: make one with "
-            "rewrite(pass_skip(...), apply).init(params, frame)"
-        )
-    frame, ref = wanted.ref, state.ref
-    if (ref.shape, ref.dtype) != (frame.shape, frame.dtype):
-        raise ValueError(
-            f"a frame {frame.dtype} {frame.shape} came after one {ref.dtype} {ref.shape}: begin "
-            "again with init(params, frame)"
-        )
-    described = [[(a.shape, a.dtype) for a in jax.tree.leaves(tree)] for tree in (state, wanted)]
-    if described[0] != described[1]:
-        raise ValueError(
-            "the state was made for another function or patch: begin again with init(params, frame)"
-        )
