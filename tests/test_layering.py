@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "rules": {"base", "compat", "numerics"},
     "blocks": {"base", "compat", "numerics", "graph"},
     "gates": {"numerics"},
+    "limits": {"base"},
     "rewrite": {"base", "blocks", "compat", "numerics", "graph", "rules"},
     "combine": {"base", "compat", "numerics", "rewrite"},
     "step": {"base", "compat", "numerics", "rewrite"},

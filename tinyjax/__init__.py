@@ -20,7 +20,8 @@ from tinyjax.calibration import calibrate
 from tinyjax.codes import GainCode, GroupCode, SGQGradient, StepCode
 from tinyjax.combine import at, chain, identity, where
 from tinyjax.counting import count_macs
-from tinyjax.gates import exact, static, threshold
+from tinyjax.gates import exact, static, threshold, top_k
+from tinyjax.limits import inner_limits
 from tinyjax.portable import portable
 from tinyjax.rewrite import rewrite, sites
 from tinyjax.scaling import Scaling, delayed, frozen, per_row, per_tensor
@@ -78,6 +79,7 @@ __all__ = [
     "frozen",
     "global_step",
     "identity",
+    "inner_limits",
     "int8_qat",
     "link",
     "numerics",
@@ -99,6 +101,7 @@ __all__ = [
     "stripe_gains",
     "stripe_groups",
     "threshold",
+    "top_k",
     "transforms",
     "where",
     "wire",

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tinyjax.numerics.patches import differs, window_any
+from tinyjax.numerics.patches import differs, tiles, window_any
 
-__all__ = ["Gate", "exact", "static", "threshold"]
+__all__ = ["Gate", "exact", "static", "threshold", "top_k"]
 
 Array = jax.Array
 Gate = Callable[[Array, Array, int], Any]
@@ -62,6 +62,43 @@ def threshold(limit: float) -> Gate:
     def gate(x: Array, ref: Array, patch: int) -> Array:
         moved = jnp.abs(x.astype(jnp.float32) - ref.astype(jnp.float32))
         return window_any(~(moved <= jnp.float32(limit)), (patch, patch))
+
+    return gate
+
+
+def top_k(count: int) -> Gate:
+    """The gate that takes the patches whose largest value moved furthest, at most so many.
+
+    So the cost of a frame is bounded, while an error is not: what is not taken waits until it is
+    among the first. Patches that did not change are never taken; NaN goes first.
+
+    Args:
+      count: patches per frame, 1 or more.
+
+    Returns:
+      A gate.
+
+    Raises:
+      ValueError: if ``count`` is no number of patches.
+
+    Example:
+      >>> import jax.numpy as jnp, tinyjax
+      >>> x = jnp.zeros((4, 4, 1))
+      >>> tinyjax.top_k(1)(x.at[0, 3].set(0.2).at[3, 0].set(0.1), x, 2).tolist()
+      [[False, True], [False, False]]
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"count is {count!r}: use a number of patches from 1 up")
+
+    def gate(x: Array, ref: Array, patch: int) -> Array:
+        moved = jnp.abs(x.astype(jnp.float32) - ref.astype(jnp.float32)).max(2)
+        moved = jnp.where(differs(x, ref).any(2) & ~(moved > 0), jnp.inf, moved)
+        size = tiles(moved.shape, (patch, patch))
+        beyond = [(0, n * patch - side) for n, side in zip(size, moved.shape, strict=True)]
+        cells = jnp.pad(moved, beyond).reshape(size[0], patch, size[1], patch)
+        scores, places = jax.lax.top_k(cells.max((1, 3)).ravel(), min(count, math.prod(size)))
+        taken = jnp.zeros(math.prod(size), bool).at[places].set(scores > 0)
+        return taken.reshape(size)
 
     return gate
 
