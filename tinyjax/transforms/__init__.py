@@ -1,6 +1,7 @@
 """The methods, one per file."""
 
 from tinyjax.transforms.compensate import bias, compensate, penalty, spatial
+from tinyjax.transforms.int8_frozen import int8_frozen
 from tinyjax.transforms.int8_qat import int8_qat
 from tinyjax.transforms.link import link, send
 from tinyjax.transforms.pass_skip import pass_skip
@@ -13,6 +14,7 @@ __all__ = [
     "bias",
     "compensate",
     "global_step",
+    "int8_frozen",
     "int8_qat",
     "link",
     "pass_skip",
