@@ -228,3 +228,15 @@ def test_limits_must_be_as_many_as_tensors(rng):
     with pytest.raises(ValueError, match="inner has 9 limits, and 3 tensors lie") as error:
         skipping.init(params, frame)
     one_sentence(error)
+
+
+def test_a_block_computed_whole_passes_on_only_what_exceeds_the_limit(rng):
+    applies, params = network(rng, (64, 64, 2))
+    frame = video(rng, (64, 64, 2))[0]
+    moved = (frame + 1e-4).at[0, 30:33, 30:33].add(5.0)  # all of it moves a little, a part far
+    skipping = rewrite(pass_skip(patch=8, inner=0.05), applies["local"])
+    _, state = skipping.apply(skipping.init(params, frame), params, frame)
+    out, state = skipping.apply(state, params, moved)
+    assert state.active[0].all()
+    assert 0 < state.active[1].mean() < 0.45
+    check_effective(applies["local"], params, state, out)

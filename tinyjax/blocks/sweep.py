@@ -70,8 +70,12 @@ def run_block(
     shapes = [(1, *block.sizes[v], 1) for v in kept]
 
     def entire(old: list[Array]) -> tuple[list[Array], list[Array]]:
-        del old  # all counts as changed: comparing would cost what is saved behind it
-        return run_frame(block, env), [jnp.ones(shape, bool) for shape in shapes]
+        outs, flags = [], []
+        for v, before, new in zip(block.outs, old, run_frame(block, env), strict=True):
+            new, marks = _held(before, new, limits.get(v)) if v in watched else (new, None)
+            outs.append(new)
+            flags += [] if marks is None else [marks]
+        return outs, flags
 
     def sparse(old: list[Array]) -> tuple[list[Array], list[Array]]:
         known = [v in watched for v in block.outs]
@@ -80,6 +84,28 @@ def run_block(
 
     outs, flags = lax.cond(whole, entire, sparse, old)
     return outs, dict(zip(kept, flags, strict=True))
+
+
+def _held(old: Array, new: Array, limit: Array | None) -> tuple[Array, Array]:
+    """A whole tensor behind its limit, and where it changed: ``_put`` for whole frames.
+
+    Without a limit all counts as changed: comparing would cost what is saved behind it.
+    """
+    everywhere = jnp.ones((*new.shape[:3], 1), bool)
+    if limit is None:
+        return new, everywhere
+
+    def compared() -> tuple[Array, Array]:
+        marks = _moved(old, new, limit)
+        return jnp.where(marks, new, old), marks
+
+    return lax.cond(limit > 0, compared, lambda: (new, everywhere))
+
+
+def _moved(old: Array, new: Array, limit: Array) -> Array:
+    """Where a position moved by more than a limit in any channel: bool ``[1, h, w, 1]``."""
+    moved = jnp.abs(new.astype(jnp.float32) - old.astype(jnp.float32))
+    return (~(moved <= limit)).any(3, keepdims=True)
 
 
 def _one_cell(
@@ -172,9 +198,8 @@ def _put(
     old = read_part(whole, at, new.shape[1:3])
     differ = differs(old, new) & own
     if limit is not None:
-        moved = jnp.abs(new.astype(jnp.float32) - old.astype(jnp.float32))
         # At 0 the comparison decides alone: a difference may be too small for its own dtype.
-        differ = differ & ((limit <= 0) | (~(moved <= limit)).any(3, keepdims=True))
+        differ = differ & ((limit <= 0) | _moved(old, new, limit))
     marks = differ.any(3, keepdims=True) | read_part(flags, at, new.shape[1:3])
     # Nothing may change without a mark, and -0.0 compares equal to 0.0.
     part = jnp.where(differ, new, old)

@@ -165,7 +165,8 @@ def pass_skip(
         env[blocks.frame], flags = effective_input(x, state.ref, taken, whole_frame, patch)
         changed = {blocks.frame: flags}
         watched = {v for block in blocks.blocks for v in block.ins}
-        limits = dict(zip(gated(blocks), state.limits, strict=True))
+        limits = jnp.where(fresh, 0, state.limits)  # nothing is held back where all is begun anew
+        limits = dict(zip(gated(blocks), limits, strict=True))
         held, active = iter(state.cuts), []
         for block in blocks.blocks:
             cells, old = active_cells(block, changed), [next(held) for _ in block.outs]
