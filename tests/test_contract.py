@@ -33,6 +33,7 @@ from tinyjax import (
     static,
     stripe_groups,
     threshold,
+    top_k,
     where,
     zero_point,
 )
@@ -188,6 +189,7 @@ BLOCKS = {
     "pass, threshold 0": pass_skip(patch=4, gate=threshold(0.0)),
     "pass, all taken": pass_skip(patch=4, gate=static(np.ones((2, 2), bool))),
     "pass, never whole": pass_skip(patch=4, dense_above=1.0),
+    "pass, top k": pass_skip(patch=4, gate=top_k(4), key_every=3, refresh_every=2),
 }
 
 
