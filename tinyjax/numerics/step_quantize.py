@@ -16,6 +16,8 @@ significant bits.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +35,8 @@ _TOO_LARGE = 2.0**112  # a magnitude: no product with a centroid overflows
 _PLAIN = (2.0**-20, 2.0**40)  # magnitudes of which float32 holds the squares, and their sum
 _SHIFT = 8
 _UNIT = 1 << _SHIFT  # parts of a step
+_WHOLE = 1.5 * 2**23  # beside it float32 holds whole numbers
+_BLOCK = (32, 16)  # elements whose measures are taken by 16 at a time
 _SAMPLE = 1 << 15  # elements that centroids are measured on; their sums fit int32
 _BEYOND = 16  # steps: how far past its cell the centroid of the last code may lie
 
@@ -72,9 +76,12 @@ def step_quantize(
     scale = upper_half(target)
     inverse = jnp.float32(1) / widened(scale)
     zero_point = _placed(below * inverse, above * inverse, below, above, lift, bits, exact)
-    q, _ = _coded(x, inverse, zero_point, lift, bits, exact)
+    # Written down, or XLA would place it again for each element.
+    inverse, zero_point = lax.optimization_barrier((inverse, zero_point))
+    q = _coded(x, inverse, zero_point, lift, bits, exact)
     some = _sampled(x)
-    centroids = _centroids(*_coded(some, inverse, zero_point, lift, bits, exact), zero_point, bits)
+    some_q, parts = _coded(some, inverse, zero_point, lift, bits, exact), _parts(some * inverse)
+    centroids = _centroids(some_q, parts, zero_point, bits)
     return q, scale, zero_point.astype(jnp.uint8), centroids
 
 
@@ -118,22 +125,40 @@ def step_dequantize(q: Array, scale: Array, centroids: Array) -> Array:
 
 def _measured(x: Array) -> tuple[Array, Array, Array]:
     """How far ``x`` reaches below and above 0, and its root mean square: NaN if there is none."""
-    # Written down, or XLA would do the small sums again for each of the many that read them.
-    least, most, squares = lax.optimization_barrier(
-        (jnp.min(x, axis=0), jnp.max(x, axis=0), jnp.sum(jnp.square(x), axis=0))
-    )
-    # As in abs_max: XLA's maximum passes over NaN, the sum does not.
-    unknown = jnp.where(jnp.any(jnp.isnan(squares)), jnp.float32(jnp.nan), jnp.float32(0))
-    below, above = unknown - jnp.min(least, initial=0.0), jnp.max(most, initial=0.0) + unknown
+    cut = x.size - x.size % math.prod(_BLOCK)
+    flat = x.reshape(-1)
+    blocks, rest = _swept(flat[:cut].reshape(-1, *_BLOCK)), _swept(flat[cut:].reshape(1, -1, 1))
+    least = jnp.minimum(jnp.min(blocks[0], initial=0.0), jnp.min(rest[0]))
+    most = jnp.maximum(jnp.max(blocks[1], initial=0.0), jnp.max(rest[1]))
+    total = jnp.sum(blocks[2]) + jnp.sum(rest[2])
+    # As in abs_max: the maximum passes over NaN, the sum does not.
+    unknown = jnp.where(jnp.isnan(total), jnp.float32(jnp.nan), jnp.float32(0))
+    below, above = unknown - least, most + unknown
     largest = jnp.maximum(below, above)
     largest = jnp.where(largest < jnp.float32(_TOO_LARGE), largest, jnp.float32(jnp.nan))
     usual = (largest > jnp.float32(_PLAIN[0])) & (largest < jnp.float32(_PLAIN[1]))
     rms = lax.cond(
         usual,
-        lambda: jnp.sqrt(jnp.sum(squares) * jnp.float32(1 / x.size)),
+        lambda: jnp.sqrt(total * jnp.float32(1 / x.size)),
         lambda: _root_mean_square(x, largest),
     )
     return lax.optimization_barrier((below, above, rms))
+
+
+def _swept(x: Array) -> tuple[Array, Array, Array]:
+    """Least (or 0), most (or 0) and sum of squares along the middle axis, in one pass."""
+
+    def further(so_far: tuple[Array, ...], more: tuple[Array, ...]) -> tuple[Array, ...]:
+        (least, most, total), (low, high, square) = so_far, more
+        # Comparisons as processors do them, in one instruction.
+        least, most = jnp.where(low < least, low, least), jnp.where(high > most, high, most)
+        return least, most, total + square
+
+    zero = jnp.float32(0)
+    # Written down, or XLA would do the small sums again for each of the many that read them.
+    return lax.optimization_barrier(
+        lax.reduce((x, x, jnp.square(x)), (zero, zero, zero), further, (1,))
+    )
 
 
 def _root_mean_square(x: Array, largest: Array) -> Array:
@@ -160,15 +185,24 @@ def _placed(
     return lax.clamp(jnp.int32(0), jnp.minimum(low, room), levels)
 
 
-def _coded(
-    x: Array, inverse: Array, zero_point: Array, lift: int, bits: int, exact: bool
-) -> tuple[Array, Array]:
-    """Codes uint8, and the values in parts of a step, int32."""
-    parts = _parts(x * inverse)
-    q = _rounded(parts, lift)
-    q = (beside_zero(x, q) if exact else q) + zero_point
-    q = lax.clamp(jnp.int32(0), q, jnp.int32(2**bits - 1))
-    return q.astype(jnp.uint8), parts
+def _coded(x: Array, inverse: Array, zero_point: Array, lift: int, bits: int, exact: bool) -> Array:
+    """Codes uint8: ``_rounded(_parts(x * inverse)) + zero_point``, clipped, in few operations.
+
+    Rounding keeps the order, so clipping may come first. What is added to ``t`` then is so large
+    that float32 has nothing below 1 beside it, and brings the zero point.
+    """
+    least = (-zero_point * _UNIT).astype(jnp.float32)
+    most = ((2**bits - 1 - zero_point) * _UNIT).astype(jnp.float32)
+    t = x * (inverse * jnp.float32(_UNIT))
+    t = jnp.where(t > least, t, least)
+    t = jnp.where(t < most, t, most)
+    whole = lax.bitcast_convert_type(t + (jnp.float32(_WHOLE) - least), jnp.uint32)
+    up = jnp.where(t < 0, jnp.uint32(_UNIT - 1 - lift), jnp.uint32(lift))
+    q = ((whole + up) >> jnp.uint32(_SHIFT)) & jnp.uint32(2**bits - 1)
+    if exact:
+        signed = beside_zero(x, q.astype(jnp.int32) - zero_point)
+        q = lax.clamp(jnp.int32(0), signed + zero_point, jnp.int32(2**bits - 1))
+    return q.astype(jnp.uint8)
 
 
 def _parts(t: Array) -> Array:
@@ -198,10 +232,10 @@ def _centroids(q: Array, parts: Array, zero_point: Array, bits: int) -> Array:
     """Means of what each code took, uint16 ``[2**bits]``."""
     codes = q.reshape(-1).astype(jnp.int32)
     middle = lax.iota(jnp.int32, 2**bits) - zero_point
-    rest = parts.reshape(-1) - middle[codes] * jnp.int32(_UNIT)
+    rest = parts.reshape(-1) - (codes - zero_point) * jnp.int32(_UNIT)
     rest = lax.clamp(jnp.int32(-_BEYOND * _UNIT), rest, jnp.int32(_BEYOND * _UNIT))
-    none = jnp.zeros(2**bits, jnp.int32)
-    total, count = none.at[codes].add(rest), none.at[codes].add(jnp.int32(1))
+    one = jnp.stack([rest, jnp.ones_like(rest)], axis=1)
+    total, count = jnp.zeros((2**bits, 2), jnp.int32).at[codes].add(one).T
     count = jnp.maximum(count, jnp.int32(1)) * jnp.int32(_UNIT)
     mean = middle.astype(jnp.float32) + total.astype(jnp.float32) / count.astype(jnp.float32)
     # Nothing subnormal, which machines treat differently; and 0.0 is 0.0.
