@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,11 @@ from jax import lax
 from tinyjax.numerics import pack_bits, rans, tables, unpack_bits
 from tinyjax.streams import BY_CONTEXT, ORDER0, RAW, Stream, carried_bits, raw_bits, words_for
 
-__all__ = ["Decoding", "by_tables", "smallest", "steps_of"]
+__all__ = ["Decoding", "Turns", "by_tables", "smallest", "steps_of"]
 
 Array = jax.Array
-Decoding = Callable[[rans.Reader, Array, Array], tuple[rans.Reader, Array]]
+Decoding = Callable[[rans.Reader, Array], tuple[rans.Reader, Array]]
+Turns = Sequence[tuple[Array, Array]]
 
 
 def steps_of(x: Array, lanes: int, fill: int) -> Array:
@@ -40,15 +42,16 @@ def steps_of(x: Array, lanes: int, fill: int) -> Array:
 
 
 def smallest(
-    q: Array, code: Array, context: Array, frequencies: Array, tag: Array | int = 0
+    raw: Callable[[], Array], turns: Turns, size: int, frequencies: Array, tag: Array | int = 0
 ) -> Stream:
-    """The smallest stream of these codes.
+    """The smallest stream of some codes.
 
     Args:
-      q: uint8, any shape: the codes, for raw.
-      code: uint8 ``[steps, lanes]``: the same as the coder takes them.
-      context: int32 ``[steps, lanes]``: rows of ``frequencies``, or one more for the table of
-        order 0, or two more where there is no code.
+      raw: makes the codes, uint8 of that size, in the order of a raw stream.
+      turns: the same as the coder takes them: some steps of each turn, then the next of each. Of
+        each, context and code, uint8 ``[rounds, steps, lanes]``: a row of ``frequencies``, or one
+        more for the table of order 0, or two more where there is no code.
+      size: how many codes there are.
       frequencies: uint32 ``[contexts, symbols]``; may have no rows.
       tag: uint32, of their state.
 
@@ -57,35 +60,48 @@ def smallest(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> code, no_tables = jnp.zeros((4, 2), jnp.uint8), jnp.zeros((0, 16), jnp.uint32)
-      >>> int(smallest(code, code, jnp.zeros((4, 2), jnp.int32), no_tables).mode)
+      >>> code, no_tables = jnp.zeros((1, 4, 2), jnp.uint8), jnp.zeros((0, 16), jnp.uint32)
+      >>> int(smallest(lambda: code, [(code, code)], 8, no_tables).mode)
       2
     """
     contexts, symbols = frequencies.shape
-    lanes, capacity = code.shape[1], words_for(q.size, symbols)
-    place = context * symbols + code.astype(jnp.int32)
-    joint = tables.histogram(place, (contexts + 2) * symbols).reshape(-1, symbols)
+    lanes, capacity = turns[0][0].shape[-1], words_for(size, symbols)
+    count_of = functools.partial(tables.joint_histogram, contexts=contexts + 2, symbols=symbols)
+    joint = functools.reduce(jnp.add, [count_of(context, code) for context, code in turns])
     counts = jnp.sum(joint[: contexts + 1], axis=0, dtype=jnp.int32)
     table = tables.frequencies(counts, unseen=False)
     # Rounded as it comes: the stream carries the choice, so nobody has to repeat it.
     bits = tables.table_bits(counts, table) + carried_bits(table).astype(jnp.float32)
     order0 = jnp.bool_(not contexts) | (bits < tables.table_bits(joint[:contexts], frequencies))
-    place = jnp.where(order0, jnp.maximum(context, contexts) * symbols, context * symbols)
-    entries = tables.encode_table(_with_table(frequencies, table)).reshape(-1)
-    entries = entries.at[place + code.astype(jnp.int32)].get(mode="clip")
-    words, count, states = rans.rans_encode(entries, capacity)
+    entries = tables.encode_table(_with_table(frequencies, table, order0))
+    words, count, states = _written(turns, entries, lanes, capacity)
     table = jnp.where(order0, table, jnp.uint32(0)).astype(jnp.uint16)
     carried = jnp.where(order0, carried_bits(table) // 16, 0)
-    raw = count + 2 * lanes + carried >= capacity
-    known = jnp.max(q).astype(jnp.int32) < symbols
+    is_raw = count + 2 * lanes + carried >= capacity
+    most = [jnp.max(code, initial=0) for _, code in turns]
+    known = functools.reduce(jnp.maximum, most).astype(jnp.int32) < symbols
     return Stream(
-        jnp.where(raw, _packed(q, symbols), words),
-        jnp.where(known, jnp.where(raw, capacity, count), -1),
-        jnp.where(raw, jnp.uint32(0), states),
-        jnp.where(raw, jnp.uint16(0), table),
-        jnp.where(raw, RAW, jnp.where(order0, ORDER0, BY_CONTEXT)).astype(jnp.uint8),
-        jnp.where(raw, jnp.uint32(0), jnp.uint32(tag)),
+        lax.cond(is_raw, lambda: _packed(raw(), symbols), lambda: words),
+        jnp.where(known, jnp.where(is_raw, capacity, count), -1),
+        jnp.where(is_raw, jnp.uint32(0), states),
+        jnp.where(is_raw, jnp.uint16(0), table),
+        jnp.where(is_raw, RAW, jnp.where(order0, ORDER0, BY_CONTEXT)).astype(jnp.uint8),
+        jnp.where(is_raw, jnp.uint32(0), jnp.uint32(tag)),
     )
+
+
+def _written(turns: Turns, entries: Array, lanes: int, capacity: int) -> tuple[Array, Array, Array]:
+    """Words, their count and the states."""
+
+    def one(writer: rans.Writer, turns: Turns) -> tuple[rans.Writer, None]:
+        for context, code in reversed(turns):
+            writer = rans.rans_encode(writer, entries, context, code)
+        return writer, None
+
+    # Written down, or XLA would make the table again for each symbol.
+    entries = lax.optimization_barrier(entries)
+    writer, _ = lax.scan(one, rans.rans_begun(lanes, capacity), turns, reverse=True)
+    return rans.rans_written(writer, capacity)
 
 
 def by_tables(
@@ -101,8 +117,8 @@ def by_tables(
       stream: of the right shapes.
       shape: of the codes.
       frequencies: uint32 ``[contexts, symbols]``; may have no rows.
-      run: from a reader, decoding tables ``[contexts + 2, 4096]`` and whether all is order 0, to
-        the reader after the last code, and the codes.
+      run: from a reader and decoding tables ``[contexts + 2, 4096]`` to the reader after the last
+        code, and the codes.
       tag: uint32, of the state that the tables are of.
 
     Returns:
@@ -111,9 +127,9 @@ def by_tables(
     Example:
       >>> import jax.numpy as jnp
       >>> no_tables = jnp.zeros((0, 16), jnp.uint32)
-      >>> q = jnp.zeros((1, 1), jnp.uint8)
-      >>> stream = smallest(q, q, jnp.zeros((1, 1), jnp.int32), no_tables)
-      >>> q, valid = by_tables(stream, (1, 1), no_tables, lambda reader, *_: (reader, q))
+      >>> q = jnp.zeros((1, 1, 1), jnp.uint8)
+      >>> stream = smallest(lambda: q, [(q, q)], 1, no_tables)
+      >>> q, valid = by_tables(stream, (1, 1), no_tables, lambda reader, table: (reader, q[0]))
       >>> q.tolist(), bool(valid)
       ([[0]], True)
     """
@@ -128,8 +144,8 @@ def by_tables(
         known = order0 if not len(frequencies) else order0 | (stream.mode == BY_CONTEXT)
         # Shares above 4096 would spill into other fields of the decoding table.
         table = jnp.minimum(table, jnp.uint32(tables.SLOTS))
-        decoding = tables.decode_table(_with_table(frequencies, table))
-        reader, q = run(rans.Reader(stream.states, stream.words), decoding, order0)
+        decoding = tables.decode_table(_with_table(frequencies, table, order0))
+        reader, q = run(rans.Reader(stream.states, stream.words), decoding)
         return q, sound & known & rans.rans_ended(reader, stream.count)
 
     named = stream.state == jnp.where(stream.mode == RAW, jnp.uint32(0), jnp.uint32(tag))
@@ -137,10 +153,10 @@ def by_tables(
     return q, valid & named
 
 
-def _with_table(frequencies: Array, table: Array) -> Array:
-    """The tables there are, one more, and one for no code at all."""
+def _with_table(frequencies: Array, table: Array, order0: Array) -> Array:
+    """The tables there are (or this one in place of each), this one, and one for no code at all."""
     none = jnp.zeros_like(table).at[0].set(jnp.uint32(tables.SLOTS))
-    return jnp.concatenate([frequencies, jnp.stack([table, none])])
+    return jnp.concatenate([jnp.where(order0, table, frequencies), jnp.stack([table, none])])
 
 
 def _packed(q: Array, symbols: int) -> Array:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -117,42 +118,40 @@ def _encoded(state: State, q: Array, lanes: int) -> Stream:
     planes = lattice.to_planes(q)
     planes = jnp.pad(planes, ((0, len(model.real) - len(planes)), *[(0, 0)] * 3))
     parts = _kept(lattice.split(_kept(planes)))
-    pixels, sums = _kept(
-        (lattice.phases(parts), lattice.phases(_kept(lattice.neighbour_sums(parts))))
-    )
+    pixels = _kept(lattice.phases(parts))
+    sums = _kept(lattice.phases(_kept(lattice.neighbour_sums(parts))))
     diagonal = lattice.own_sums(parts.ee, None, *planes.shape[2:])[0]
     owns = (None, _kept(lattice.flat(diagonal)), sums[2])
     channels = _Channels(model.sources, model.weights, model.real)
 
-    def by_round(x: Array) -> Array:
-        return x.reshape(model.rounds, model.size * x.shape[1])
+    def by_round(x: Array, fill: int) -> Array:
+        return steps_of(x.reshape(model.rounds, model.size * x.shape[1]), lanes, fill)
 
-    context, code = [], []
-    for p in range(3):
-        chosen = _context(model, p, channels, pixels[p], sums[p], owns[p])
-        context.append(steps_of(by_round(chosen), lanes, _NO_CODE))
-        code.append(steps_of(by_round(pixels[p]), lanes, 0))
-    code, context = _kept([jnp.concatenate(a, axis=1).reshape(-1, lanes) for a in (code, context)])
-    return smallest(q, code, context, model.frequencies, model.tag)
+    turns = [
+        (by_round(_context(model, p, channels, x, sums[p], owns[p]), _NO_CODE), by_round(x, 0))
+        for p, x in enumerate(pixels)
+    ]
+    raw = lambda: lattice.from_planes(_joined(pixels, planes.shape)[: q.shape[-1]], q.shape)
+    return smallest(raw, turns, q.size, model.frequencies, model.tag)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _decoded(state: State, stream: Stream, shape: tuple[int, ...]) -> tuple[Array, Array]:
     model = _model(state)
 
-    def run(reader: rans.Reader, table: Array, order0: Array) -> tuple[rans.Reader, Array]:
-        reader, planes = _planes(model, reader, table, order0, lattice.plane_shape(shape))
+    def run(reader: rans.Reader, table: Array) -> tuple[rans.Reader, Array]:
+        reader, planes = _planes(model, reader, table, lattice.plane_shape(shape))
         return reader, lattice.from_planes(planes[: shape[-1]], shape)
 
     return by_tables(stream, shape, model.frequencies, run, model.tag)
 
 
 def _planes(
-    model: _Model, reader: rans.Reader, table: Array, order0: Array, shape: tuple[int, ...]
+    model: _Model, reader: rans.Reader, table: Array, shape: tuple[int, ...]
 ) -> tuple[rans.Reader, Array]:
     """Planes, round by round; those of later rounds count as 0 until they are there."""
     _, n, h, w = shape
-    sizes = [(h - h // 2, w - w // 2), (h // 2, w // 2), (h - h // 2, w // 2), (h // 2, w - w // 2)]
+    sizes = _sizes(h, w)
     pixels = [n * sizes[0][0] * sizes[0][1], n * sizes[1][0] * sizes[1][1]]
     pixels.append(n * h * w - sum(pixels))
     known = [jnp.zeros((2, len(model.real), p), jnp.uint8) for p in pixels]
@@ -163,7 +162,6 @@ def _planes(
         if not pixels[phase]:
             return reader, jnp.zeros((model.size, 0), jnp.uint8)
         context = _context(model, phase, channels, known[phase][0], known[phase][1], own)
-        context = jnp.where(order0, jnp.maximum(context, CONTEXTS), context)
         lanes = len(reader.states)
         context = steps_of(context.reshape(1, -1), lanes, _NO_CODE)[0]
         reader, code = rans.rans_decode(reader, table, context)
@@ -197,22 +195,35 @@ def _planes(
     first = jnp.arange(model.rounds, dtype=jnp.int32) * model.size
     reader = reader._replace(position=jnp.int32(0))
     (reader, known), _ = lax.scan(one, (reader, known), (first, channels))
-    ee, oo, rest = (pixels for pixels, _ in known)
+    return reader, _joined([pixels for pixels, _ in known], (len(model.real), *shape[1:]))
+
+
+def _sizes(h: int, w: int) -> list[tuple[int, int]]:
+    """Rows and columns of each of the parts of planes."""
+    rows, columns = h // 2, w // 2
+    return [(h - rows, w - columns), (rows, columns), (h - rows, columns), (rows, w - columns)]
+
+
+def _joined(pixels: Sequence[Array], shape: tuple[int, ...]) -> Array:
+    """Planes of this shape from the pixels of each phase."""
+    c, n, h, w = shape
+    ee, oo, rest = pixels
+    sizes = _sizes(h, w)
     cut = n * sizes[2][0] * sizes[2][1]
     flat = (ee, oo, rest[:, :cut], rest[:, cut:])
-    parts = Parts(*(x.reshape(len(x), n, *size) for x, size in zip(flat, sizes, strict=True)))
-    return reader, lattice.joined(parts)
+    parts = Parts(*(x.reshape(c, n, *size) for x, size in zip(flat, sizes, strict=True)))
+    return lattice.joined(parts)
 
 
 def _context(
     model: _Model, phase: int, channels: _Channels, planes: Array, sums: Array, own: Array | None
 ) -> Array:
-    """The context of every pixel of some channels in a phase, int32 ``[m, pixels]``."""
+    """The context of every pixel of some channels in a phase, uint8 ``[m, pixels]``."""
     weights = _kept(jnp.moveaxis(channels.weights[:, :, phase], 0, 1))
     forms = contexts.linear_forms(weights, channels.sources, planes, sums, own)
     chosen = contexts.choose_context(forms, model.edges[phase], model.splits[phase])
     chosen = chosen + phase * contexts.BINS * contexts.CLASSES
-    return _kept(jnp.where(channels.real[:, None], chosen, _NO_CODE))
+    return _kept(jnp.where(channels.real[:, None], chosen, _NO_CODE).astype(jnp.uint8))
 
 
 def _model(state: State) -> _Model:

@@ -113,17 +113,16 @@ def mask_tag(mask: Array) -> Array:
 def _encoded(q: Array, mask: Array | None, symbols: int, lanes: int) -> Stream:
     q = lax.bitcast_convert_type(q, jnp.uint8)
     q = (q if mask is None else jnp.where(mask, q, jnp.uint8(0))).reshape(1, -1)
-    context = _context(mask, q.size, lanes)
-    return smallest(q, steps_of(q, lanes, 0)[0], context, _no_tables(symbols))
+    turn = _context(mask, q.size, lanes), steps_of(q, lanes, 0)
+    return smallest(lambda: q, [turn], q.size, _no_tables(symbols))
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _decoded(stream: Stream, mask: Array | None, shape: tuple[int, ...]) -> tuple[Array, Array]:
     size, symbols = math.prod(shape), len(stream.table)
 
-    def by_table(reader: rans.Reader, table: Array, order0: Array) -> tuple[rans.Reader, Array]:
-        del order0
-        context = _context(mask, size, len(stream.states))
+    def by_table(reader: rans.Reader, table: Array) -> tuple[rans.Reader, Array]:
+        context = _context(mask, size, len(stream.states))[0]
         reader, code = rans.rans_decode(reader, table, context)
         return reader, code.reshape(-1)[:size].reshape(shape)
 
@@ -133,10 +132,10 @@ def _decoded(stream: Stream, mask: Array | None, shape: tuple[int, ...]) -> tupl
 
 def _context(mask: Array | None, size: int, lanes: int) -> Array:
     """The codes that are sent in the one table, the others and the rest of the last step not."""
-    context = jnp.zeros((1, size), jnp.int32)
+    context = jnp.zeros((1, size), jnp.uint8)
     if mask is not None:
-        context = (~mask).astype(jnp.int32).reshape(1, size)
-    return steps_of(context, lanes, 1)[0]
+        context = (~mask).astype(jnp.uint8).reshape(1, size)
+    return steps_of(context, lanes, 1)
 
 
 def _no_tables(symbols: int) -> Array:

@@ -146,8 +146,8 @@ def by_channel(quantizer: Any, calibration: np.ndarray, bits: int = 4) -> Size:
 @functools.partial(jax.jit, static_argnums=3)
 def _by_rows(q: Array, row: Array, shares: Array, lanes: int) -> Any:
     """The stream of codes, each with the table that a row says."""
-    context = steps_of(row, lanes, len(shares) + 1)[0]
-    return smallest(q, steps_of(q, lanes, 0)[0], context, shares)
+    turn = steps_of(row, lanes, len(shares) + 1), steps_of(q, lanes, 0)
+    return smallest(lambda: q, [turn], q.size, shares)
 
 
 def zstd(code: Any) -> float:

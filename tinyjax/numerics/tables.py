@@ -12,12 +12,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = ["SLOTS", "decode_table", "encode_table", "frequencies", "histogram", "table_bits"]
+__all__ = [
+    "SLOTS",
+    "decode_table",
+    "encode_table",
+    "frequencies",
+    "histogram",
+    "joint_histogram",
+    "table_bits",
+]
 
 Array = jax.Array
 
 SLOTS = 4096  # of a table
 _BITS = 12
+_BLOCK = 1 << 15  # symbols that are counted at a time: where they go stays in the cache
 _SUM = 19  # bits of what counts are brought to, so that times SLOTS they fit 32 bits
 
 
@@ -38,6 +47,38 @@ def histogram(q: Array, symbols: int) -> Array:
     """
     place = q.reshape(-1).astype(jnp.int32)
     return jnp.zeros(symbols, jnp.int32).at[place].add(jnp.int32(1), mode="drop")
+
+
+def joint_histogram(context: Array, code: Array, contexts: int, symbols: int) -> Array:
+    """How often each symbol comes in each context.
+
+    Args:
+      context: integers, any shape; below ``contexts``.
+      code: integers of the same shape, below ``symbols``.
+      contexts: how many there are.
+      symbols: how many there are.
+
+    Returns:
+      int32 ``[contexts, symbols]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> joint_histogram(jnp.uint8([0, 1, 1]), jnp.uint8([2, 0, 0]), 2, 3).tolist()
+      [[0, 0, 1], [2, 0, 0]]
+    """
+    blocks = max(-(-context.size // _BLOCK), 1)
+
+    def in_blocks(x: Array, fill: int) -> Array:
+        x = x.reshape(-1)
+        return jnp.pad(x, (0, -x.size % blocks), constant_values=fill).reshape(blocks, -1)
+
+    def one(counts: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
+        row, q = (x.astype(jnp.int32) for x in block)
+        return counts.at[row * symbols + q].add(jnp.int32(1), mode="drop"), None
+
+    none = jnp.zeros(contexts * symbols, jnp.int32)
+    counts, _ = lax.scan(one, none, (in_blocks(context, contexts), in_blocks(code, 0)))
+    return counts.reshape(contexts, symbols)
 
 
 def frequencies(counts: Array, *, unseen: bool = True) -> Array:
