@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.measure import temp_bytes
 from tests.codes import MUTATIONS, assert_same, made, made_gains, mask_of, sent, signed
 from tests.oracles import wire as second_reader
 from tinyjax import (
@@ -179,6 +180,16 @@ def test_odd_shapes(shape, widths, rng):
             again, valid = entropy.expand(short, state)
             assert valid
             assert_same(jax.device_get(again), jax.device_get(code))
+
+
+@pytest.mark.parametrize("contexts", [True, False])
+def test_compressing_takes_three_bytes_of_scratch_for_each_feature(contexts):
+    shape = (128, 16, 16, 64)
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    few = np.zeros((1, *shape[1:]), np.float32)
+    state = entropy.fit(sgq_encode(jnp.asarray(few))) if contexts else None
+    compress = jax.jit(lambda x, state: entropy.compress(sgq_encode(x), state))
+    assert temp_bytes(compress.lower(x, state).compile()) <= 3 * x.size
 
 
 def test_what_is_refused():

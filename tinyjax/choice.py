@@ -100,7 +100,10 @@ def _written(turns: Turns, entries: Array, lanes: int, capacity: int) -> tuple[A
 
     # Written down, or XLA would make the table again for each symbol.
     entries = lax.optimization_barrier(entries)
-    writer, _ = lax.scan(one, rans.rans_begun(lanes, capacity), turns, reverse=True)
+    writer = rans.rans_begun(lanes, capacity)
+    # Nobody reads what is there before; made of the table, XLA makes room for it no sooner.
+    writer = writer._replace(words=jnp.full_like(writer.words, entries[0, -1].astype(jnp.uint16)))
+    writer, _ = lax.scan(one, writer, turns, reverse=True)
     return rans.rans_written(writer, capacity)
 
 

@@ -117,9 +117,9 @@ def _encoded(state: State, q: Array, lanes: int) -> Stream:
     model = _model(state)
     planes = lattice.to_planes(q)
     planes = jnp.pad(planes, ((0, len(model.real) - len(planes)), *[(0, 0)] * 3))
-    parts = _kept(lattice.split(_kept(planes)))
-    pixels = _kept(lattice.phases(parts))
-    sums = _kept(lattice.phases(_kept(lattice.neighbour_sums(parts))))
+    pixels = _kept(lattice.phases(lattice.split(planes)))
+    parts = _parts(pixels, planes.shape)  # of those, not of the planes: they are there once
+    sums = _kept(lattice.phases(lattice.neighbour_sums(parts)))
     diagonal = lattice.own_sums(parts.ee, None, *planes.shape[2:])[0]
     owns = (None, _kept(lattice.flat(diagonal)), sums[2])
     channels = _Channels(model.sources, model.weights, model.real)
@@ -131,7 +131,11 @@ def _encoded(state: State, q: Array, lanes: int) -> Stream:
         (by_round(_context(model, p, channels, x, sums[p], owns[p]), _NO_CODE), by_round(x, 0))
         for p, x in enumerate(pixels)
     ]
-    raw = lambda: lattice.from_planes(_joined(pixels, planes.shape)[: q.shape[-1]], q.shape)
+
+    def raw() -> Array:
+        whole = lattice.joined(_parts(pixels, planes.shape))
+        return lattice.from_planes(whole[: q.shape[-1]], q.shape)
+
     return smallest(raw, turns, q.size, model.frequencies, model.tag)
 
 
@@ -195,7 +199,8 @@ def _planes(
     first = jnp.arange(model.rounds, dtype=jnp.int32) * model.size
     reader = reader._replace(position=jnp.int32(0))
     (reader, known), _ = lax.scan(one, (reader, known), (first, channels))
-    return reader, _joined([pixels for pixels, _ in known], (len(model.real), *shape[1:]))
+    parts = _parts([pixels for pixels, _ in known], (len(model.real), *shape[1:]))
+    return reader, lattice.joined(parts)
 
 
 def _sizes(h: int, w: int) -> list[tuple[int, int]]:
@@ -204,15 +209,14 @@ def _sizes(h: int, w: int) -> list[tuple[int, int]]:
     return [(h - rows, w - columns), (rows, columns), (h - rows, columns), (rows, w - columns)]
 
 
-def _joined(pixels: Sequence[Array], shape: tuple[int, ...]) -> Array:
-    """Planes of this shape from the pixels of each phase."""
+def _parts(pixels: Sequence[Array], shape: tuple[int, ...]) -> Parts:
+    """The parts of planes of this shape, from the pixels of each phase."""
     c, n, h, w = shape
     ee, oo, rest = pixels
     sizes = _sizes(h, w)
     cut = n * sizes[2][0] * sizes[2][1]
     flat = (ee, oo, rest[:, :cut], rest[:, cut:])
-    parts = Parts(*(x.reshape(c, n, *size) for x, size in zip(flat, sizes, strict=True)))
-    return lattice.joined(parts)
+    return Parts(*(x.reshape(c, n, *size) for x, size in zip(flat, sizes, strict=True)))
 
 
 def _context(

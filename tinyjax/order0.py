@@ -113,7 +113,9 @@ def mask_tag(mask: Array) -> Array:
 def _encoded(q: Array, mask: Array | None, symbols: int, lanes: int) -> Stream:
     q = lax.bitcast_convert_type(q, jnp.uint8)
     q = (q if mask is None else jnp.where(mask, q, jnp.uint8(0))).reshape(1, -1)
-    turn = _context(mask, q.size, lanes), steps_of(q, lanes, 0)
+    # Written down, or XLA would make each once for counting and once for coding.
+    q, context = lax.optimization_barrier((q, _context(mask, q.size, lanes)))
+    turn = context, steps_of(q, lanes, 0)
     return smallest(lambda: q, [turn], q.size, _no_tables(symbols))
 
 

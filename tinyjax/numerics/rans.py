@@ -37,7 +37,7 @@ Array = jax.Array
 
 _BITS = 12
 _START = 1 << 16  # the least state
-_BLOCK = 1 << 15  # symbols whose words are put in order at a time: they stay in the cache
+_BLOCK = 1 << 14  # symbols whose words are put in order at a time: they stay in the cache
 _GROUP = 32  # lanes that are counted by the bits of a number
 
 
@@ -46,13 +46,13 @@ class Writer(NamedTuple):
 
     Attributes:
       states: uint32 ``[lanes]``.
-      words: uint16 ``[32768 + capacity]``, filled from the end.
-      position: int32 scalar: of the first of the words so far; below 32768 if there is no room.
+      words: uint16 ``[16384 + capacity]``, filled from the end.
+      position: int32 scalar: of the first of the words so far; below 16384 if there is no room.
 
     Example:
       >>> writer = rans_begun(lanes=4, capacity=10)
       >>> writer.words.shape, int(writer.position)
-      ((32778,), 32778)
+      ((16394,), 16394)
     """
 
     states: Array
