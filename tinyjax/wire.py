@@ -121,7 +121,7 @@ def pack(code: FeatureCode | SGQGradient | State, features: FeatureCode | None =
     head = head._replace(length=length)
     if problem := damage(head, values) or ("" if head.length < 2**32 else "since it is too long"):
         raise ValueError(f"this code has no frame, {problem}: pack what an encoder returned")
-    body = [values[name].astype(dtype).tobytes() for name, (dtype, _) in head.fields.items()]
+    body = [np.ascontiguousarray(values[name], dtype) for name, (dtype, _) in head.fields.items()]
     return _signed(head, [*body, stream])
 
 
@@ -187,10 +187,12 @@ def unpack(
     return kind(**values, shape=head.shape, bits=head.bits, dtype=dtype, exact=head.flagged)
 
 
-def _signed(head: Head, body: list[bytes]) -> bytes:
-    """The frame of these."""
-    data = b"".join([written(head), *body])
-    return data + CHECKSUM.pack(zlib.crc32(data))
+def _signed(head: Head, body: list[Any]) -> bytes:
+    """The frame of these, bytes or arrays, each copied once."""
+    parts, checksum = [written(head), *body], 0
+    for part in parts:
+        checksum = zlib.crc32(part, checksum)
+    return b"".join([*parts, CHECKSUM.pack(checksum)])
 
 
 def _codes_of(code: FeatureCode | SGQGradient) -> Any:
