@@ -119,6 +119,9 @@ def test_packing(rng, bits, rows):
     packed = numerics.pack_bits(jnp.asarray(q), bits)
     np.testing.assert_array_equal(packed, oracle.pack(q.astype(np.int64), bits))
     np.testing.assert_array_equal(numerics.unpack_bits(packed, bits, rows), q)
+    values = rng.normal(size=2**bits).astype(np.float32)
+    found = numerics.look_up_bits(packed, bits, rows, jnp.asarray(values))
+    np.testing.assert_array_equal(found, values[q])
 
 
 @pytest.mark.parametrize("error", [0.01, 0.3, 1.0])

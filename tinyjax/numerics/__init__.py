@@ -32,6 +32,7 @@ from tinyjax.numerics.layout import keep, late, materialized, row_major
 from tinyjax.numerics.middle import middle, through_codes
 from tinyjax.numerics.packing import (
     levels_per_byte,
+    look_up_bits,
     pack_bits,
     pack_inner,
     pack_levels,
@@ -109,6 +110,7 @@ __all__ = [
     "late",
     "least_angle",
     "levels_per_byte",
+    "look_up_bits",
     "materialized",
     "max_pool",
     "middle",

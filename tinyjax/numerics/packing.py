@@ -11,6 +11,7 @@ from jax import lax
 
 __all__ = [
     "levels_per_byte",
+    "look_up_bits",
     "pack_bits",
     "pack_inner",
     "pack_levels",
@@ -88,6 +89,43 @@ def unpack_bits(packed: Array, bits: int, rows: int) -> Array:
     shifts = [jnp.uint8(i * bits) for i in range(per_byte(bits))]
     mask = jnp.uint8(2**bits - 1)
     return jnp.concatenate([(packed >> shift) & mask for shift in shifts])[:rows]
+
+
+def look_up_bits(packed: Array, bits: int, rows: int, values: Array) -> Array:
+    """What each code stands for: ``values[unpack_bits(packed, bits, rows)]``, in less time.
+
+    Reading is what takes the time, so four bytes are read as one number if there are none left.
+
+    Args:
+      packed: uint8 ``[ceil(rows * bits / 8), c]``.
+      bits: 2, 4 or 8.
+      rows: of the codes.
+      values: ``[2**bits]``.
+
+    Returns:
+      ``[rows, c]``, of the dtype of ``values``.
+
+    Raises:
+      ValueError: if codes of this width do not fill a byte.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> look_up_bits(jnp.uint8([[81, 98], [3, 4]]), 4, 3, jnp.arange(16) * 10).tolist()
+      [[10, 20], [30, 40], [50, 60]]
+    """
+    # Written down, or XLA would make the value again for each code.
+    values = lax.optimization_barrier(values)
+
+    def looked_up(code: Array) -> Array:
+        return values.at[code.astype(jnp.int32)].get(mode="promise_in_bounds")
+
+    if packed.size % 4:
+        return looked_up(unpack_bits(packed, bits, rows))
+    numbers = lax.bitcast_convert_type(packed.reshape(-1, 4), jnp.uint32)[:, None]
+    starts = jnp.arange(4, dtype=jnp.uint32) * jnp.uint32(8)
+    mask = jnp.uint32(2**bits - 1)
+    parts = (numbers >> (starts + jnp.uint32(i * bits)) & mask for i in range(per_byte(bits)))
+    return jnp.concatenate([looked_up(part).reshape(packed.shape) for part in parts])[:rows]
 
 
 def levels_per_byte(levels: int) -> int:

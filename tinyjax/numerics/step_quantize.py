@@ -24,6 +24,7 @@ import numpy as np
 from jax import lax
 
 from tinyjax.numerics.group_quantize import beside_zero, upper_half, widened
+from tinyjax.numerics.packing import look_up_bits
 
 __all__ = ["MAX_STEP", "step_dequantize", "step_quantize", "step_values"]
 
@@ -104,23 +105,27 @@ def step_values(scale: Array, centroids: Array) -> Array:
     return lax.bitcast_convert_type(centroids, jnp.float16).astype(jnp.float32) * widened(scale)
 
 
-def step_dequantize(q: Array, scale: Array, centroids: Array) -> Array:
+def step_dequantize(packed: Array, scale: Array, centroids: Array, rows: int) -> Array:
     """The values of codes.
 
     Args:
-      q: uint8, below ``2**bits``.
+      packed: uint8 ``[ceil(rows * bits / 8), c]``, codes from
+        :func:`tinyjax.numerics.pack_bits`.
       scale: uint16 scalar, the bits of a bfloat16.
       centroids: uint16 ``[2**bits]``, bits of float16.
+      rows: of the codes.
 
     Returns:
-      float32 of the shape of ``q``; NaN where the scale is.
+      float32 ``[rows, c]``; NaN where the scale is.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> step_dequantize(jnp.uint8([[1, 0]]), jnp.uint16(0x4000), jnp.uint16([0, 0x3C00])).tolist()
-      [[2.0, 0.0]]
+      >>> centroids = jnp.uint16([0, 0x3C00, 0, 0])
+      >>> step_dequantize(jnp.uint8([[1, 4]]), jnp.uint16(0x4000), centroids, rows=2).tolist()
+      [[2.0, 0.0], [0.0, 2.0]]
     """
-    return step_values(scale, centroids)[q.astype(jnp.int32)]
+    bits = len(centroids).bit_length() - 1
+    return look_up_bits(packed, bits, rows, step_values(scale, centroids))
 
 
 def _measured(x: Array) -> tuple[Array, Array, Array]:

@@ -99,11 +99,11 @@ def sgq_decode(code: FeatureCode) -> Array:
 
 def _values(code: FeatureCode) -> Array:
     """What the codes stand for, float32 of as many elements."""
-    q, scale = symbols(code), jnp.asarray(code.scale)
+    scale, (n, *space, c) = jnp.asarray(code.scale), code.shape
     if isinstance(code, StepCode):
-        return step_dequantize(q, scale, jnp.asarray(code.centroids))
-    n, *_, c = code.shape
-    q, ids = q.reshape(n, -1, c), jnp.asarray(code.ids).astype(jnp.int32)
+        packed, centroids = jnp.asarray(plain(code.packed)), jnp.asarray(code.centroids)
+        return step_dequantize(packed, scale, centroids, n * math.prod(space))
+    q, ids = symbols(code).reshape(n, -1, c), jnp.asarray(code.ids).astype(jnp.int32)
     if isinstance(code, GroupCode):
         return group_dequantize(q, scale, jnp.asarray(code.zero_point), ids)
     gains = unpack_bits(jnp.asarray(code.gains), 4, math.prod(code.shape[:-1]))
