@@ -86,7 +86,10 @@ def test_quotients_are_exact():
         np.testing.assert_array_equal(found[1], np.broadcast_to(rest, x.shape))
 
 
-@pytest.mark.parametrize(("steps", "lanes"), [(1, 1), (37, 8), (5, 64)])
+SEVERAL_BLOCKS = [(17001, 1), (2100, 8), (3, 8192)]
+
+
+@pytest.mark.parametrize(("steps", "lanes"), [(1, 1), (37, 8), (5, 64), *SEVERAL_BLOCKS])
 def test_words_equal_the_oracle(steps, lanes):
     table, q, context = case(steps, steps, lanes)
     words, states = oracle.encode(table.tolist(), q.tolist(), context.tolist())
@@ -100,6 +103,17 @@ def test_words_equal_the_oracle(steps, lanes):
     decoded, valid = decode(jnp.asarray(table, jnp.uint32), found, ends, count, context)
     np.testing.assert_array_equal(decoded, q)
     assert bool(valid)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 40001])
+@pytest.mark.parametrize(("contexts", "symbols"), [(1, 2), (128, 16), (2, 256)])
+def test_symbols_are_counted_in_their_contexts(rng, size, contexts, symbols):
+    context = rng.integers(0, contexts, size).astype(np.uint8)
+    code = rng.integers(0, symbols, size).astype(np.uint8)
+    found = tables.joint_histogram(jnp.asarray(context), jnp.asarray(code), contexts, symbols)
+    want = np.zeros((contexts, symbols), int)
+    np.add.at(want, (context, code), 1)
+    np.testing.assert_array_equal(found, want)
 
 
 def test_a_word_too_many_is_counted():

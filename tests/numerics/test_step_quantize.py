@@ -87,6 +87,18 @@ def test_centroids_of_large_tensors_are_of_a_sample_that_is_all_over_it(rng, sha
     check(found, x, 4, 0.5, 0.4, False)
 
 
+@pytest.mark.parametrize("shape", [(131, 9), (64, 8), (1, 511)])
+def test_nothing_is_overlooked(rng, shape):
+    x = tensor(rng, *shape, "signed")
+    for place, far in ((0, 40.0), (-1, -40.0)):
+        one = x.copy()
+        one.flat[place] = far
+        check(quantize(one, 4), one, 4, 0.5, 0.4, False)
+        one.flat[place] = np.nan
+        q, scale, _, centroids = quantize(one, 4)
+        assert np.isnan(dequantize(q, scale, centroids)).all()
+
+
 def test_the_sample_is_spread_and_in_step_with_no_width():
     rows = [int(r) for r in oracle.sampled(np.arange(2**18).reshape(-1, 1)).ravel()]
     assert len(set(rows)) == 2**15
