@@ -182,6 +182,7 @@ def test_odd_shapes(shape, widths, rng):
             assert_same(jax.device_get(again), jax.device_get(code))
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="XLA fuses less before jax 0.12")
 @pytest.mark.parametrize("contexts", [True, False])
 def test_compressing_takes_three_bytes_of_scratch_for_each_feature(contexts):
     shape = (128, 16, 16, 64)
