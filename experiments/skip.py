@@ -122,16 +122,16 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
     key = jax.random.key(config.seed, impl="rbg")  # compiles in a third of the time
     params = jax.jit(Backbone().init)(key, corner)
     programs = {"dense": turns.prepared(_dense, tuple, params, first)}
+    shape = jax.eval_shape(_floats, first)
     for name, gate in (("exact", exact), ("threshold", threshold(config.threshold))):
         skipping = rewrite(pass_skip(patch=config.patch, gate=gate), Backbone().apply)
-        fresh = partial(turns.begun, skipping, params, jax.eval_shape(_floats, first))
+        fresh = partial(turns.begun, skipping, params, shape)
         programs[name] = turns.prepared(partial(_skip, skipping.apply), fresh, params, first)
+    costs = turns.costs(skipping, fresh, params, shape)
     with follow("pass", config.frames or about.frames) as watch:
         seen = turns.watched(programs, params, config.patch, read(), watch)
     dense = seen["dense"]
     moves = [(one.change, one.energy) for one in dense]
-    cuts = [cut.shape for cut in jax.eval_shape(programs["exact"].fresh).cuts]
-    costs = patchwork.blocks(first.shape[:2], cuts, config.patch)
     arm = lambda name: turns.summed(programs[name], seen[name], dense, costs)
     return Results(
         size=list(first.shape[:2]),
@@ -140,7 +140,7 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
         dense_ms=[round(one.ms, 3) for one in dense],
         changed=patchwork.changed(read()),
         dense_change=measure.relative(*(sum(sums) for sums in zip(*moves, strict=True))),
-        dense_macs=sum(cost.dense for cost in costs),
+        dense_macs=costs.dense(),
         dense_temp_bytes=measure.temp_bytes(programs["dense"].call),
         exact=arm("exact"),
         threshold=arm("threshold"),

@@ -16,7 +16,7 @@ from experiments import measure, patchwork, video
 from experiments.errors import UserError
 from experiments.progress import Watch
 
-__all__ = ["Arm", "Program", "Seen", "begun", "prepared", "summed", "watched"]
+__all__ = ["Arm", "Program", "Seen", "begun", "costs", "prepared", "summed", "watched"]
 
 Note = Callable[[int, Mapping[str, jax.Array]], None]  # (frame, the outputs by name)
 
@@ -70,6 +70,20 @@ def begun(skipping: Any, params: Any, frame: Any) -> Any:
         return skipping.init(params, frame)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def costs(skipping: Any, fresh: Callable[[], Any], params: Any, frame: Any) -> patchwork.Costs:
+    """What a network costs, divided into blocks; the gate does not matter.
+
+    Args:
+      skipping: `tinyjax.rewrite` of `tinyjax.pass_skip` and the network.
+      fresh: makes its state.
+      params: of the network.
+      frame: its shape and dtype.
+    """
+    state = jax.eval_shape(fresh)
+    trace = jax.make_jaxpr(skipping.apply)(state, params, frame)
+    return patchwork.costs(trace, [cells.shape for cells in state.active])
 
 
 def prepared(fn: Any, fresh: Callable[[], Any], params: Any, image: np.ndarray) -> Program:
@@ -130,16 +144,14 @@ def watched(
     return seen
 
 
-def summed(
-    program: Program, seen: list[Seen], dense: list[Seen], costs: list[patchwork.Block]
-) -> Arm:
+def summed(program: Program, seen: list[Seen], dense: list[Seen], costs: patchwork.Costs) -> Arm:
     """One gate, summed up.
 
     Args:
       program: of the gate.
       seen: what it did, per frame.
       dense: what the dense network did, per frame.
-      costs: of the blocks that the network is divided into.
+      costs: of the network, divided into blocks.
     """
     total = lambda key, of: sum(getattr(one, key) for one in of)
     energy = total("energy", dense)
@@ -157,7 +169,7 @@ def summed(
         output_error_p95=float(np.quantile(error, 0.95)),
         largest_difference=max(one.largest for one in seen),
         change=measure.relative(total("change", seen), energy),
-        macs_share=spent / (len(seen) * sum(cost.dense for cost in costs)),
+        macs_share=spent / (len(seen) * costs.dense()),
         state_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
         temp_bytes=measure.temp_bytes(program.call),
         compile_seconds=program.compile_seconds,
