@@ -96,7 +96,7 @@ CONFIGS: dict[str, list[Config]] = {"cdnet": [Config(fold=fold) for fold in rang
 def smoke(configs: Sequence[Config]) -> list[Config]:
     """The same on a scene that is made here, with a network so small that it takes seconds."""
     tiny: dict[str, Any] = {"width": 8, "crop": 48, "epochs": 1, "batch": 2, "key_every": 4}
-    less: dict[str, Any] = {"scene": "squares", "patch": 8, "tries": 2, "calibration": 8}
+    less: dict[str, Any] = {"scene": "squares", "tries": 2, "calibration": 8}
     return [replace(config, **tiny, **less) for config in configs[:1]]
 
 
