@@ -251,8 +251,8 @@ def test_a_run_measures_every_arm(record):
         assert arm["state_bytes"] > 64 * 96 * 6
     assert metrics["arms"]["key"]["frame_active"][4] == 1
     assert metrics["arms"]["inner"]["limits"] == metrics["arms"]["key"]["limits"] != []
-    for arm, share in (("threshold", 1), ("inner", 0.5)):
-        assert metrics["errors"][arm] <= share * record["config"]["tolerance"]
+    allowed = {"threshold": 0.01, "inner": 0.008, "loose": 0.04}
+    assert all(metrics["errors"][arm] <= most for arm, most in allowed.items())
 
 
 def test_a_run_is_reused_and_reported(words, record, capsys):
