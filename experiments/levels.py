@@ -72,35 +72,33 @@ def level(
     frames: Sequence[np.ndarray],
     *,
     patch: int,
-    tolerance: float,
+    within: Callable[[Sequence[jax.Array], Level], bool],
 ) -> Level:
-    """The largest of `LEVELS` that was tried with which the output's error is within a tolerance.
+    """The largest of `LEVELS` that was tried with which the outputs are good enough.
 
     Args:
       apply: ``apply(params, frame)``.
       params: its parameters.
       frames: successive frames of 0..255, [1, h, w, c] each.
       patch: side of a patch.
-      tolerance: of ``sqrt(sum of squared error / sum of squared dense output)``.
+      within: whether outputs, frame by frame, and the level and error that belong to them, will
+        do; level 0 is not asked about.
 
     Returns:
-      The level and its error; halving an interval, it takes the error to grow with the level.
+      The level and its error, ``sqrt(sum of squared error / sum of squared dense output)``; halving
+      an interval, it takes what is too much to be too much at every higher level.
     """
     dense = jax.jit(apply)
     right = [dense(params, x) for x in frames]
-
-    def error(tried: float) -> float:
-        inputs = effective(frames, tried, patch)
-        pairs = [compared(y, dense(params, x)) for x, y in zip(inputs, right, strict=True)]
-        energy, squared = (sum(float(pair[at]) for pair in pairs) for at in (0, 1))
-        return relative(squared, energy)
-
     low, high, best = 0, len(LEVELS), Level(0.0, 0.0)
     while high - low > 1:
         middle = (low + high) // 2
-        found = error(LEVELS[middle])
-        if found <= tolerance:
-            low, best = middle, Level(float(LEVELS[middle]), found)
+        outs = [dense(params, x) for x in effective(frames, LEVELS[middle], patch)]
+        pairs = [compared(y, out) for y, out in zip(right, outs, strict=True)]
+        energy, squared = (sum(float(pair[at]) for pair in pairs) for at in (0, 1))
+        found = Level(float(LEVELS[middle]), relative(squared, energy))
+        if within(outs, found):
+            low, best = middle, found
         else:
             high = middle
     return best

@@ -50,7 +50,7 @@ class Segmenter(nn.Module):
         conv = partial(nn.Conv, use_bias=False, kernel_init=_he)
         x = (x.astype(jnp.float32) - 128.0) / 64.0
         x = nn.relu(norm()(conv(self.width // 2, (3, 3), (2, 2))(x)))
-        stride, logits = 2, 0.0
+        stride, logits = 2, jnp.float32(0)
         for features in (self.width, 2 * self.width):
             stride *= 2
             for block in range(self.blocks):

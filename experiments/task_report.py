@@ -28,7 +28,7 @@ HEADINGS = (
     "cache + scratch",
 )
 
-_COLORS = dict(zip(ARMS, ("#0d9488", "#d97706", "#2563eb", "#9333ea", "#db2777"), strict=True))
+_COLORS = dict(zip(ARMS, ("#0d9488", "#d97706", "#2563eb", "#db2777", "#9333ea"), strict=True))
 
 
 def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:

@@ -7,10 +7,11 @@ trained on all other folds and tested on one, dense and through ``pass_skip``::
     python -m experiments tasks --set tolerance=0.03 patch=16
 
 Arms: ``exact`` takes every patch with a changed bit; ``threshold`` those with a change above a
-level; ``inner`` a lower level, and limits between blocks (`tinyjax.inner_limits`); ``key`` the
-same, with a whole frame now and then; ``loose`` is ``inner`` with a tolerance that only the labels
-justify. Levels and limits are the largest that were tried with an output error within the tolerance
-on frames of the training folds; nothing is chosen on the fold that is tested.
+level; ``inner`` a lower level, and limits between blocks (`tinyjax.inner_limits`). Their levels and
+limits are the largest that were tried with an output error within the tolerance. ``loose`` is the
+same by labels: the largest level that costs so many points of F1, and limits that add a little to
+its error; ``key`` is that, with a whole frame now and then. All are found on frames of the training
+folds; nothing is chosen on the fold that is tested.
 
 Definitions. Time is from a uint8 frame in memory to the logits, change detection and the joining of
 frame and background included, decoding excluded; all arms take turns frame by frame in one process.
@@ -44,7 +45,7 @@ from tinyjax import exact, inner_limits, pass_skip, rewrite, threshold
 
 __all__ = ["ARMS", "CONFIGS", "FOLDS", "Arm", "Config", "Results", "run", "smoke"]
 
-ARMS = ("exact", "threshold", "inner", "key", "loose")
+ARMS = ("exact", "threshold", "inner", "loose", "key")
 FOLDS = 5
 
 _RUNS = 2  # of successive frames in a calibration: fewer are longer, and errors have time to grow
@@ -65,8 +66,9 @@ class Config:
     learning_rate: float = 0.05
     patch: int = 8  # side of a patch in pixels
     tolerance: float = 0.01  # of the output error on training frames
-    loose: float = 0.05  # the same, of the arm of this name
-    tries: int = 5  # limits tried per tensor
+    points: float = 0.25  # of F1 that the loose level may cost on training frames
+    widen: float = 1.1  # the loose tolerance of limits, over the error of that level
+    tries: int = 4  # limits tried per tensor
     calibration: int = 60  # training frames that levels and limits are chosen on
     key_every: int = 25  # frames from one that is computed whole to the next
     seed: int = 0
@@ -167,11 +169,11 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
     params, first = (variables, jnp.asarray(background)), test.frames[0]
     programs = {"dense": turns.prepared(partial(_dense, apply), tuple, params, first)}
     shape = jax.eval_shape(lambda: segmenter.beside(first, background)[None])
+    fresh = {n: partial(turns.begun, gate.skipping, variables, shape) for n, gate in gates.items()}
     for name, gate in gates.items():
-        fresh = partial(turns.begun, gate.skipping, variables, shape)
         step = partial(_skip, gate.skipping.apply)
-        programs[name] = turns.prepared(step, fresh, params, first)
-    costs = turns.costs(gate.skipping, fresh, variables, shape)
+        programs[name] = turns.prepared(step, fresh[name], params, first)
+    costs = turns.costs(gates["exact"].skipping, fresh["exact"], variables, shape)
     masks: dict[str, list[np.ndarray]] = {name: [] for name in programs}
 
     def note(index: int, outs: Any) -> None:
@@ -227,35 +229,40 @@ def _gates(
     frames = [one[None] for one in segmenter.beside(train.frames[chosen], background)]
     skipping = partial(pass_skip, patch=config.patch)
 
-    def limited(tolerance: float) -> tuple[levels.Level, list[float]]:
-        """A level for most of the tolerance, and limits between blocks for the rest."""
-        found = find(_INPUT * tolerance)
+    labels, dense = train.labels[chosen], jax.jit(apply)
+    find = partial(levels.level, apply, variables, frames, patch=config.patch)
+
+    def limits(found: levels.Level, tolerance: float) -> list[float]:
+        """Between blocks, with a level at the input."""
         lossy = rewrite(skipping(gate=threshold(found.level)), apply)
         options = {"tolerance": tolerance, "tries": config.tries}
-        limits = inner_limits(lossy, apply, variables, list(map(jnp.asarray, frames)), **options)
-        return found, [float(limit) for limit in limits]
+        inputs = list(map(jnp.asarray, frames))
+        return [float(one) for one in inner_limits(lossy, apply, variables, inputs, **options)]
 
-    find = lambda tolerance: levels.level(
-        apply, variables, frames, patch=config.patch, tolerance=tolerance
-    )
-    alone = find(config.tolerance)
-    watch(1, "the level at the input is found")
-    low, inner = limited(config.tolerance)
+    def score(outs: Sequence[jax.Array]) -> float:
+        return _score(np.stack([np.asarray(out[0] > 0) for out in outs]), labels).f1
+
+    best = score([dense(variables, x) for x in frames])
+    alone = find(within=lambda outs, one: one.error <= config.tolerance)
+    low = find(within=lambda outs, one: one.error <= _INPUT * config.tolerance)
+    high = find(within=lambda outs, one: 100 * (best - score(outs)) <= config.points)
+    watch(1, "the levels at the input are found")
+    inner = limits(low, config.tolerance)
     watch(2, "the limits between blocks are found")
-    high, wide = limited(config.loose)
+    wide = limits(high, config.widen * max(high.error, config.tolerance))
     watch(3, "the loose ones are found")
     made = {
         "exact": (exact, 0.0, [], 0),
         "threshold": (threshold(alone.level), alone.level, [], 0),
         "inner": (threshold(low.level), low.level, inner, 0),
-        "key": (threshold(low.level), low.level, inner, config.key_every),
         "loose": (threshold(high.level), high.level, wide, 0),
+        "key": (threshold(high.level), high.level, wide, config.key_every),
     }
     gates = {
         name: _Gate(
-            rewrite(skipping(gate=gate, inner=limits or 0.0, key_every=every), apply), level, limits
+            rewrite(skipping(gate=gate, inner=held or 0.0, key_every=every), apply), level, held
         )
-        for name, (gate, level, limits, every) in made.items()
+        for name, (gate, level, held, every) in made.items()
     }
     return gates, {"threshold": alone.error, "inner": low.error, "loose": high.error}
 
