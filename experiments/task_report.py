@@ -97,9 +97,8 @@ def figure(records: Sequence[Record]) -> Any:
         metrics = record["metrics"]
         for arm, one in metrics["arms"].items():
             shares = 100 * np.array(one["frame_active"])
-            label = arm if not start else None
             frames = np.arange(start, start + len(shares))
-            above.plot(frames, shares, color=_COLORS[arm], linewidth=0.8, label=label)
+            above.plot(frames, shares, color=_COLORS[arm], linewidth=0.8)
         start += len(metrics["dense_ms"])
         edges.append(start)
     for edge in edges[1:-1]:
@@ -128,5 +127,6 @@ def figure(records: Sequence[Record]) -> Any:
     below.set_title("above the bars: F1 minus dense's, in points", fontsize=8)
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
-    below.legend(frameon=False, ncols=len(ARMS), fontsize=8)
+    names = below.get_legend_handles_labels()
+    drawn.legend(*names, loc="outside lower center", frameon=False, ncols=len(ARMS), fontsize=8)
     return drawn
