@@ -87,9 +87,9 @@ class Config:
         if self.calibration < 2:
             raise UserError(f"calibration={self.calibration} is too small: choose 2 or more")
         if not 0 < self.tolerance < 1:
-            raise UserError(
-                f"tolerance={self.tolerance} is not between 0 and 1: choose a small one"
-            )
+            raise UserError(f"tolerance={self.tolerance} is not in 0 to 1: choose a small one")
+        if not (self.points >= 0 and 1 < self.widen < 10):
+            raise UserError(f"points={self.points} or widen={self.widen} is not in 0.. or 1 to 10")
 
     @property
     def arm(self) -> str:
@@ -228,16 +228,17 @@ def _gates(
     chosen = levels.runs(len(train.frames), config.calibration, _RUNS)
     frames = [one[None] for one in segmenter.beside(train.frames[chosen], background)]
     skipping = partial(pass_skip, patch=config.patch)
-
     labels, dense = train.labels[chosen], jax.jit(apply)
     find = partial(levels.level, apply, variables, frames, patch=config.patch)
 
     def limits(found: levels.Level, tolerance: float) -> list[float]:
         """Between blocks, with a level at the input."""
         lossy = rewrite(skipping(gate=threshold(found.level)), apply)
-        options = {"tolerance": tolerance, "tries": config.tries}
-        inputs = list(map(jnp.asarray, frames))
-        return [float(one) for one in inner_limits(lossy, apply, variables, inputs, **options)]
+        inputs, tries = list(map(jnp.asarray, frames)), config.tries
+        found_limits = inner_limits(
+            lossy, apply, variables, inputs, tolerance=tolerance, tries=tries
+        )
+        return found_limits.tolist()
 
     def score(outs: Sequence[jax.Array]) -> float:
         return _score(np.stack([np.asarray(out[0] > 0) for out in outs]), labels).f1
