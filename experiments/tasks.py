@@ -76,11 +76,9 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.fold < FOLDS:
             raise UserError(f"fold={self.fold} is none: choose one from 0 to {FOLDS - 1}")
-        for key in ("patch", "crop"):
+        for key in ("patch", "crop", "width"):
             if (given := getattr(self, key)) < 8 or given % 8:
                 raise UserError(f"{key}={given} does not fit: choose a multiple of 8")
-        if self.width < 2 or self.width % 2:
-            raise UserError(f"width={self.width} does not fit: choose an even number from 2 up")
         for key in ("blocks", "epochs", "batch", "tries", "key_every"):
             if (given := getattr(self, key)) < 1:
                 raise UserError(f"{key}={given} is too small: choose 1 or more")
@@ -176,15 +174,14 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
     costs = turns.costs(gates["exact"].skipping, fresh["exact"], variables, shape)
     masks: dict[str, list[np.ndarray]] = {name: [] for name in programs}
 
-    def note(index: int, outs: Any) -> None:
-        del index
+    def note(_: int, outs: Any) -> None:
         for name, logits in outs.items():
             masks[name].append(np.asarray(logits[0] > 0))
 
     with follow(f"testing {config.fold}", len(test.frames)) as watch:
         seen = turns.watched(programs, params, config.patch, test.frames, watch, note)
     dense = seen["dense"]
-    moves = [(one.change, one.energy) for one in dense]
+    total = lambda key: sum(getattr(one, key) for one in dense)
     scores = {name: _score(np.stack(found), test.labels) for name, found in masks.items()}
     clips = {name: turns.summed(programs[name], seen[name], dense, costs) for name in gates}
     known = segmenter.counts(np.ones_like(test.labels, bool), test.labels)
@@ -192,7 +189,7 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
         moving=float(known.hits / (known.hits + known.false)),
         changed=float(np.mean(patchwork.changed(test.frames)[1:])),
         dense_f1=scores["dense"].f1,
-        dense_change=measure.relative(*(sum(sums) for sums in zip(*moves, strict=True))),
+        dense_change=measure.relative(total("change"), total("energy")),
         dense_flips=scores["dense"].flips,
         dense_ms=[round(one.ms, 3) for one in dense],
         dense_macs=costs.dense(),
@@ -213,7 +210,7 @@ class _Gate(NamedTuple):
 
 class _Score(NamedTuple):
     f1: float
-    flips: float
+    flips: float  # as in `Arm`
 
 
 def _gates(
@@ -228,17 +225,13 @@ def _gates(
     chosen = levels.runs(len(train.frames), config.calibration, _RUNS)
     frames = [one[None] for one in segmenter.beside(train.frames[chosen], background)]
     skipping = partial(pass_skip, patch=config.patch)
-    labels, dense = train.labels[chosen], jax.jit(apply)
+    inputs, labels, dense = list(map(jnp.asarray, frames)), train.labels[chosen], jax.jit(apply)
     find = partial(levels.level, apply, variables, frames, patch=config.patch)
 
     def limits(found: levels.Level, tolerance: float) -> list[float]:
-        """Between blocks, with a level at the input."""
         lossy = rewrite(skipping(gate=threshold(found.level)), apply)
-        inputs, tries = list(map(jnp.asarray, frames)), config.tries
-        found_limits = inner_limits(
-            lossy, apply, variables, inputs, tolerance=tolerance, tries=tries
-        )
-        return found_limits.tolist()
+        options = {"tolerance": tolerance, "tries": config.tries}
+        return inner_limits(lossy, apply, variables, inputs, **options).tolist()
 
     def score(outs: Sequence[jax.Array]) -> float:
         return _score(np.stack([np.asarray(out[0] > 0) for out in outs]), labels).f1
@@ -252,18 +245,17 @@ def _gates(
     watch(2, "the limits between blocks are found")
     wide = limits(high, config.widen * max(high.error, config.tolerance))
     watch(3, "the loose ones are found")
-    made = {
+    made: dict[str, Any] = {
         "exact": (exact, 0.0, [], 0),
         "threshold": (threshold(alone.level), alone.level, [], 0),
         "inner": (threshold(low.level), low.level, inner, 0),
         "loose": (threshold(high.level), high.level, wide, 0),
         "key": (threshold(high.level), high.level, wide, config.key_every),
     }
+    tx = lambda gate, held, every: skipping(gate=gate, inner=held or 0.0, key_every=every)
     gates = {
-        name: _Gate(
-            rewrite(skipping(gate=gate, inner=held or 0.0, key_every=every), apply), level, held
-        )
-        for name, (gate, level, held, every) in made.items()
+        name: _Gate(rewrite(tx(gate, held, every), apply), at, held)
+        for name, (gate, at, held, every) in made.items()
     }
     return gates, {"threshold": alone.error, "inner": low.error, "loose": high.error}
 

@@ -272,7 +272,7 @@ def test_a_run_is_reused_and_reported(words, record, capsys):
 
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path):
     (config,) = tasks.smoke(tasks.CONFIGS["cdnet"][2:3])
-    config = replace(config, epochs=2, width=4, crop=16)
+    config = replace(config, epochs=2, crop=16)
     train, test = folds.split(scenes.load(config.scene), config.fold, tasks.FOLDS)
     model = segmenter.Segmenter(config.width, config.blocks)
     background = segmenter.median(train.frames)
@@ -300,7 +300,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path):
         ({"fold": 5}, "fold=5 is none: choose one from 0 to 4"),
         ({"patch": 12}, "patch=12 does not fit: choose a multiple of 8"),
         ({"crop": 0}, "crop=0 does not fit: choose a multiple of 8"),
-        ({"width": 3}, "width=3 does not fit: choose an even number from 2 up"),
+        ({"width": 3}, "width=3 does not fit: choose a multiple of 8"),
         ({"tolerance": float("nan")}, "tolerance=nan is not in 0 to 1"),
         ({"points": -1.0}, "points=-1.0 or widen=1.1 is not in 0.. or 1 to 10"),
         ({"widen": float("nan")}, "widen=nan is not in 0.. or 1 to 10"),
