@@ -24,7 +24,11 @@ _ONE = {
 }
 # Grid: (its module, its default configuration), which is a row of runs.
 _SPLIT = ("serve", "device", "score", "certs", "accuracy", "link")  # of `sgq`: over a socket
-_GRIDS = {"ablation": ("ablation", "all"), "adapt": ("adapt", "mnist")}
+_GRIDS = {
+    "ablation": ("ablation", "all"),
+    "adapt": ("adapt", "mnist"),
+    "tasks": ("tasks", "cdnet"),
+}
 
 
 @dataclass(frozen=True)
@@ -35,14 +39,17 @@ class Arguments:
     JSON is there; the demo is there to be watched, so it runs anew every time.
     """
 
-    experiment: Literal["octo", "sgq", "pass", "audit", "fidelity", "ablation", "adapt", "demo"]
+    experiment: Literal[
+        "octo", "sgq", "pass", "tasks", "audit", "fidelity", "ablation", "adapt", "demo"
+    ]
     """octo: train one arm. sgq: train across a cut and without one. pass: skip patches of a video.
-    audit: where int8 is faster on this machine. fidelity: int8 gradients next to float32's.
-    ablation: what each part of Octo does, next to rivals. adapt: learn another domain on a device.
-    demo: the methods, with a report. Each writes JSON; ablation and adapt one per run."""
+    tasks: the same on a task with labels. audit: where int8 is faster on this machine. fidelity:
+    int8 gradients next to float32's. ablation: what each part of Octo does, next to rivals. adapt:
+    learn another domain on a device. demo: the methods, with a report. Each writes JSON; ablation,
+    adapt and tasks one per run."""
     config: str | None = None
     """Name of the configuration, by default int8 (octo), vgg6 (audit, fidelity), all (ablation),
-    mnist (adapt) or sample (others); "?" lists them."""
+    mnist (adapt), cdnet (tasks) or sample (others); "?" lists them."""
     set: tuple[tuple[str, ...], ...] = ()
     """Changes to the configuration, key=value; "?=" lists the keys. Of the demo: part.key=value."""
     smoke: bool = False
@@ -121,7 +128,14 @@ def _grid(given: Arguments, command: str) -> None:
     out = given.out or Path("out") / given.experiment
     details = {"experiment": given.experiment, "command": command}
     records = grids.run(experiment.run, list(dict.fromkeys(configs)), out, bars, **details)
-    imported("rich").print(tables.grid(grids.written(records, out), out))
+    if given.experiment == "tasks":
+        from experiments import task_report
+
+        task_report.written(records, out)
+        shown = task_report.table(records, out)
+    else:
+        shown = tables.grid(grids.written(records, out), out)
+    imported("rich").print(shown)
 
 
 def _demo(given: Arguments, command: str) -> None:

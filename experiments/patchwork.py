@@ -1,70 +1,102 @@
-"""Counting patches: which ones moved, and what the blocks of `models.Backbone` spend on theirs."""
+"""Counting patches: which ones moved, and what the blocks of a network spend on theirs."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.models import Backbone
-
-__all__ = ["Block", "blocks", "changed", "macs", "moved", "recomputed"]
+__all__ = ["Block", "changed", "costs", "macs", "moved", "recomputed"]
 
 
 class Block(NamedTuple):
-    """Multiply-accumulates of a run of layers."""
+    """Multiply-accumulates of a block of `tinyjax.pass_skip`."""
 
     dense: int  # of the whole map
     patch: int  # of one patch computed alone, the margins that its layers need included
 
 
-def blocks(size: Sequence[int], outs: Sequence[Sequence[int]], patch: int) -> list[Block]:
-    """What the blocks cost that ``tinyjax.pass_skip`` divides the network into.
+class Costs(NamedTuple):
+    """Multiply-accumulates of a frame, in convolutions."""
+
+    blocks: list[Block]
+    tail: int  # of what is computed in full for every frame
+
+    def dense(self) -> int:
+        """All of them."""
+        return self.tail + sum(block.dense for block in self.blocks)
+
+
+def costs(jaxpr: Any, grids: Sequence[Sequence[int]]) -> Costs:
+    """What a network costs that ``tinyjax.pass_skip`` divides into blocks, read from its trace.
+
+    A block is a choice between all of it and a loop over its patches; both hold its convolutions.
 
     Args:
-      size: (h, w) of a frame.
-      outs: shapes [1, h, w, c] of the tensors that it keeps, in order.
-      patch: side of a patch at the input of a block.
+      jaxpr: ``jax.make_jaxpr(skipping.apply)(state, params, frame)``.
+      grids: (rows, columns) of every block, as in ``state.active``.
+
+    Returns:
+      A block per grid, in order, and the rest.
 
     Raises:
-      ValueError: if a shape is not that of a layer.
+      ValueError: if there is not one such choice for every grid.
     """
-    layers, (h, w) = [], size
-    inputs = (3, *Backbone.widths[:-1])
-    for fan_in, features, stride in zip(inputs, Backbone.widths, Backbone.strides, strict=True):
-        h, w = -(-h // stride), -(-w // stride)
-        layers.append(((1, h, w, features), 9 * fan_in * features, stride))
-    found = []
-    for index, out in enumerate(outs):
-        ends = [at for at, layer in enumerate(layers) if layer[0] == tuple(out)]
-        if not ends:
-            raise ValueError(f"{tuple(out)} is no layer's output for frames of {tuple(size)}")
-        stop = len(layers) if index == len(outs) - 1 else ends[0] + 1
-        run, layers = layers[:stop], layers[stop:]
-        side = patch // int(np.prod([stride for *_, stride in run]))
-        one = 0
-        for _, per_position, stride in reversed(run):
-            one += side**2 * per_position
-            side = (side - 1) * stride + 3
-        found.append(Block(sum(h * w * each for (_, h, w, _), each, _ in run), one))
-    return found
+    found, outside = _choices(jaxpr)
+    if len(found) != len(grids):
+        raise ValueError(
+            f"{len(grids)} blocks have {len(found)} choices between all and some: count this "
+            "network in another way"
+        )
+    return Costs(found, outside)
 
 
-def recomputed(costs: Sequence[Block], active: Sequence[np.ndarray]) -> float:
+def _choices(jaxpr: Any) -> tuple[list[Block], int]:
+    """The choices between a block and its patches, and multiply-accumulates outside of them."""
+    found, outside = [], 0
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        inner = [j for value in eqn.params.values() for j in _jaxprs(value)]
+        if eqn.primitive.name == "conv_general_dilated":
+            kernel, out = eqn.invars[1].aval, eqn.outvars[0].aval
+            features = eqn.params["dimension_numbers"].rhs_spec[0]
+            outside += out.size * kernel.size // kernel.shape[features]
+        elif eqn.primitive.name == "cond":
+            sparse, whole = map(_spent, inner)  # false, true
+            found += [Block(whole, sparse)] if sparse and whole else []
+        else:
+            for each in inner:
+                blocks, rest = _choices(each)
+                found, outside = found + blocks, outside + rest
+    return found, outside
+
+
+def _spent(jaxpr: Any) -> int:
+    """Multiply-accumulates; a choice inside is one between patches at the border and others."""
+    found, outside = _choices(jaxpr)
+    return outside + sum(block.patch for block in found)
+
+
+def _jaxprs(value: Any) -> list[Any]:
+    """The traces in a parameter of an equation."""
+    values = value if isinstance(value, tuple | list) else [value]
+    return [each for each in values if hasattr(each, "eqns") or hasattr(each, "jaxpr")]
+
+
+def recomputed(costs: Costs, active: Sequence[np.ndarray]) -> float:
     """Share of the patches that were recomputed, blocks weighed by what they cost dense, 0..1.
 
     Args:
-      costs: of the blocks.
+      costs: of the network, whose tail is always recomputed.
       active: for every block bool [rows, columns].
     """
-    weights = np.array([cost.dense for cost in costs], float)
-    return float(np.array([cells.mean() for cells in active]) @ weights / weights.sum())
+    pairs = zip(costs.blocks, active, strict=True)
+    return float(costs.tail + sum(b.dense * on.mean() for b, on in pairs)) / costs.dense()
 
 
-def macs(costs: Sequence[Block], active: Sequence[np.ndarray]) -> int:
+def macs(costs: Costs, active: Sequence[np.ndarray]) -> int:
     """Multiply-accumulates of a frame; a block that is recomputed whole has no margins."""
-    pairs = zip(costs, active, strict=True)
-    return sum(cost.dense if on.all() else int(on.sum()) * cost.patch for cost, on in pairs)
+    pairs = zip(costs.blocks, active, strict=True)
+    return costs.tail + sum(b.dense if on.all() else int(on.sum()) * b.patch for b, on in pairs)
 
 
 def moved(before: np.ndarray, after: np.ndarray, patch: int) -> float:

@@ -23,8 +23,7 @@ References:
 """
 
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -35,17 +34,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import data, measure, patchwork, video
+from experiments import data, measure, patchwork, turns, video
 from experiments.errors import UserError
 from experiments.models import Backbone
-from experiments.progress import Follow, Watch, unfollowed
+from experiments.progress import Follow, unfollowed
 from tinyjax import exact, pass_skip, rewrite, threshold
 
 __all__ = [
     "ARMS",
     "CONFIGS",
     "PUBLISHED",
-    "Arm",
     "Config",
     "Results",
     "frames",
@@ -90,25 +88,6 @@ def smoke(config: Config) -> Config:
     return replace(config, frames=4)
 
 
-class Arm(NamedTuple):
-    """What a gate came to; lists have an entry per frame, the first frame being dense."""
-
-    ms: list[float]
-    taken: list[float]  # share of the patches that the gate took, 0..1
-    active: list[float]  # share of the patches recomputed, of all blocks: patchwork.recomputed
-    recomputed: list[str]  # which ones of the first block, that of the frame: video.packed
-    error: list[float]  # output error of the frame
-    speedup: float  # over the clip: sum of dense ms over sum of ms
-    output_error: float  # over the clip
-    output_error_p95: float  # of the frames, 95th percentile
-    largest_difference: float  # of an output to its dense value, absolute
-    change: float  # of the output from frame to frame, relative: like output_error
-    macs_share: float  # multiply-accumulates over dense, the margins of patches included
-    state_bytes: int  # of the caches
-    temp_bytes: int  # scratch memory of the compiled program
-    compile_seconds: float
-
-
 class Results(NamedTuple):
     """Both gates against the dense network."""
 
@@ -120,8 +99,8 @@ class Results(NamedTuple):
     dense_change: float  # of the dense output from frame to frame, relative
     dense_macs: int  # of a frame
     dense_temp_bytes: int
-    exact: Arm
-    threshold: Arm
+    exact: turns.Arm
+    threshold: turns.Arm
 
 
 def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) -> Results:
@@ -142,18 +121,18 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
     corner = _floats(first[:STRIDE, :STRIDE])  # the parameters do not depend on the size
     key = jax.random.key(config.seed, impl="rbg")  # compiles in a third of the time
     params = jax.jit(Backbone().init)(key, corner)
-    programs = {"dense": _prepared(_dense, tuple, params, first)}
+    programs = {"dense": turns.prepared(_dense, tuple, params, first)}
+    shape = jax.eval_shape(_floats, first)
     for name, gate in (("exact", exact), ("threshold", threshold(config.threshold))):
         skipping = rewrite(pass_skip(patch=config.patch, gate=gate), Backbone().apply)
-        fresh = partial(_begun, skipping, params, jax.eval_shape(_floats, first))
-        programs[name] = _prepared(partial(_skip, skipping.apply), fresh, params, first)
+        fresh = partial(turns.begun, skipping, params, shape)
+        programs[name] = turns.prepared(partial(_skip, skipping.apply), fresh, params, first)
+    costs = turns.costs(skipping, fresh, params, shape)
     with follow("pass", config.frames or about.frames) as watch:
-        seen = _watched(programs, params, config.patch, read(), watch)
+        seen = turns.watched(programs, params, config.patch, read(), watch)
     dense = seen["dense"]
     moves = [(one.change, one.energy) for one in dense]
-    cuts = [cut.shape for cut in jax.eval_shape(programs["exact"].fresh).cuts]
-    costs = patchwork.blocks(first.shape[:2], cuts, config.patch)
-    arm = lambda name: _arm(programs[name], seen[name], dense, costs)
+    arm = lambda name: turns.summed(programs[name], seen[name], dense, costs)
     return Results(
         size=list(first.shape[:2]),
         grid=list(seen["exact"][0].recomputed[0].shape),
@@ -161,7 +140,7 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
         dense_ms=[round(one.ms, 3) for one in dense],
         changed=patchwork.changed(read()),
         dense_change=measure.relative(*(sum(sums) for sums in zip(*moves, strict=True))),
-        dense_macs=sum(cost.dense for cost in costs),
+        dense_macs=costs.dense(),
         dense_temp_bytes=measure.temp_bytes(programs["dense"].call),
         exact=arm("exact"),
         threshold=arm("threshold"),
@@ -178,26 +157,6 @@ def frames(config: Config) -> Iterator[np.ndarray]:
     return islice(video.frames(source(config)), config.frames or None)
 
 
-class _Program(NamedTuple):
-    """Dense or a gate, compiled: ``call(state, params, image) -> (state, out)``."""
-
-    call: jax.stages.Compiled
-    compile_seconds: float
-    fresh: Callable[[], Any]  # a state before the first frame
-
-
-class _Seen(NamedTuple):
-    """What one program did with one frame; sums are over the elements of an output."""
-
-    ms: float
-    energy: float  # sum of squares of the dense output
-    error: float  # sum of squared differences to the dense output
-    largest: float  # absolute difference to the dense output
-    change: float  # sum of squared differences to the output of the frame before
-    taken: float  # share of patches
-    recomputed: list[np.ndarray]  # bool [rows, columns], per block
-
-
 def _floats(image: Any) -> jax.Array:
     """uint8 [h, w, 3] -> float32 [1, h, w, 3] in 0..1."""
     return jnp.asarray(image).astype(jnp.float32)[None] / 255
@@ -211,87 +170,3 @@ def _dense(state: Any, params: Any, image: jax.Array) -> tuple[Any, jax.Array]:
 def _skip(apply: Any, state: Any, params: Any, image: jax.Array) -> tuple[Any, jax.Array]:
     out, state = apply(state, params, _floats(image))
     return state, out  # what is given away is paired with the outputs in their order
-
-
-def _begun(skipping: Any, params: Any, frame: Any) -> Any:
-    """A state before the first frame."""
-    try:
-        return skipping.init(params, frame)
-    except ValueError as error:  # a patch that does not fit the frame
-        raise UserError(str(error)) from error
-
-
-def _prepared(fn: Any, fresh: Callable[[], Any], params: Any, image: np.ndarray) -> _Program:
-    """Compiled, and called once so that no frame pays for a first call."""
-    call, seconds = measure.compiled(fn, fresh(), params, image, donate=(0,))
-    jax.block_until_ready(call(fresh(), params, image))
-    return _Program(call, seconds, fresh)
-
-
-def _watched(
-    programs: Mapping[str, _Program],
-    params: Any,
-    patch: int,
-    images: Iterable[np.ndarray],
-    watch: Watch,
-) -> dict[str, list[_Seen]]:
-    """Every program on every frame, in turn; who is first changes, so that none is favoured."""
-    states = {name: program.fresh() for name, program in programs.items()}
-    seen: dict[str, list[_Seen]] = {name: [] for name in programs}
-    before: dict[str, jax.Array] = {}
-    for index, image in enumerate(images):
-        # The states are given away, so what is compared later is copied first.
-        refs = {name: np.array(states[name].ref) for name in ARMS}
-        outs, ms = {}, {}
-        first = index % len(programs)
-        for name in [*programs][first:] + [*programs][:first]:
-            start = time.perf_counter()
-            result = programs[name].call(states[name], params, image)
-            states[name], outs[name] = jax.block_until_ready(result)
-            ms[name] = 1e3 * (time.perf_counter() - start)
-        for name, out in outs.items():
-            taken, recomputed = 1.0, []
-            if name in ARMS:
-                recomputed = [np.array(cells) for cells in states[name].active]
-                if index:  # the first frame is taken whole, even where it is black
-                    taken = patchwork.moved(refs[name], np.asarray(states[name].ref), patch)
-            energy, error, largest = map(float, measure.compared(outs["dense"], out))
-            change = float(measure.compared(before.get(name, out), out)[1])
-            seen[name].append(_Seen(ms[name], energy, error, largest, change, taken, recomputed))
-        before = outs
-        watch(index + 1, "  ".join(f"{name} {taken:.1f} ms" for name, taken in ms.items()))
-    return seen
-
-
-def _arm(
-    program: _Program, seen: list[_Seen], dense: list[_Seen], costs: list[patchwork.Block]
-) -> Arm:
-    """One gate, summed up.
-
-    Args:
-      program: of the gate.
-      seen: what it did, per frame.
-      dense: what the dense network did, per frame.
-      costs: of the blocks that the network is divided into.
-    """
-    total = lambda key, of: sum(getattr(one, key) for one in of)
-    energy = total("energy", dense)
-    error = [measure.relative(one.error, one.energy) for one in seen]
-    spent = sum(patchwork.macs(costs, one.recomputed) for one in seen)
-    state = jax.eval_shape(program.fresh)
-    return Arm(
-        ms=[round(one.ms, 3) for one in seen],
-        taken=[round(one.taken, 5) for one in seen],
-        active=[round(patchwork.recomputed(costs, one.recomputed), 5) for one in seen],
-        recomputed=[video.packed(one.recomputed[0]) for one in seen],
-        error=[float(f"{value:.4g}") for value in error],
-        speedup=total("ms", dense) / total("ms", seen),
-        output_error=measure.relative(total("error", seen), energy),
-        output_error_p95=float(np.quantile(error, 0.95)),
-        largest_difference=max(one.largest for one in seen),
-        change=measure.relative(total("change", seen), energy),
-        macs_share=spent / (len(seen) * sum(cost.dense for cost in costs)),
-        state_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
-        temp_bytes=measure.temp_bytes(program.call),
-        compile_seconds=program.compile_seconds,
-    )

@@ -1,5 +1,6 @@
 """The PASS experiment: what it counts, what it measures, and what its video shows."""
 
+import functools
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -8,16 +9,16 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import patchwork, plots, results, shading, skip, video
+from experiments import patchwork, plots, results, shading, skip, turns, video
 from experiments.__main__ import main
 from experiments.errors import UserError
 from experiments.models import Backbone
 from experiments.sections import skip as section
-from tinyjax import count_macs
+from experiments.segmenter import Segmenter
+from tinyjax import count_macs, pass_skip, rewrite
 
 pytestmark = pytest.mark.xdist_group("pass experiment")  # which share a run: one process for all
 SIZE = (96, 128)
-LAYERS = [(1, 48, 64, 16), (1, 48, 64, 32), (1, 24, 32, 32), (1, 24, 32, 64), (1, 24, 32, 64)]
 
 
 def pictures(count: int) -> list[np.ndarray]:
@@ -53,30 +54,63 @@ def record(words):
 # --- counting ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("outs", [[4], [2, 4], [3, 4], [1, 2, 4]])
-def test_blocks_cost_what_the_network_costs(outs):
-    costs = patchwork.blocks(SIZE, [LAYERS[at] for at in outs], 16)
-    image = jax.ShapeDtypeStruct((1, *SIZE, 3), np.float32)
-    params = jax.eval_shape(Backbone().init, jax.random.key(0), image)
-    whole = count_macs(Backbone().apply, params, image)["float32"]
-    assert sum(cost.dense for cost in costs) == whole
-    grids = [np.ones((2, 3), bool)] * len(costs)
-    assert patchwork.macs(costs, grids) == whole
-    assert patchwork.recomputed(costs, grids) == 1
+def costs_of(apply, params, frame, patch):
+    """What the blocks of a network cost, and their grids."""
+    skipping = rewrite(pass_skip(patch=patch), apply)
+    fresh = functools.partial(skipping.init, params, frame)
+    grids = [cells.shape for cells in jax.eval_shape(fresh).active]
+    return turns.costs(skipping, fresh, params, frame), grids
+
+
+def on_shapes(model, shape, dtype=np.float32, **keywords):
+    """A network's apply function, its parameters and a frame, as shapes."""
+    frame = jax.ShapeDtypeStruct((1, *shape), dtype)
+    params = jax.eval_shape(model.init, jax.random.key(0), frame)
+    return functools.partial(model.apply, **keywords), params, frame
+
+
+@pytest.mark.parametrize("patch", [8, 16, 32])
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [(Backbone(), (96, 128, 3)), (Backbone(), (100, 68, 3)), (Segmenter(16), (64, 72, 6))],
+)
+def test_blocks_cost_what_the_network_costs(network, shape, patch):
+    keywords = {"train": False} if isinstance(network, Segmenter) else {}
+    apply, params, frame = on_shapes(network, shape, **keywords)
+    costs, grids = costs_of(apply, params, frame, patch)
+    whole = count_macs(apply, params, frame)["float32"]
+    assert costs.dense() == whole
+    active = [np.ones(grid, bool) for grid in grids]
+    assert patchwork.macs(costs, active) == whole
+    assert patchwork.recomputed(costs, active) == 1
+    # A patch costs its share of the whole, and the margins that its layers need.
+    for block, grid in zip(costs.blocks, grids, strict=True):
+        assert block.patch >= block.dense // np.prod(grid) > 0
+    # What is behind the blocks is computed for every frame.
+    nothing = [np.zeros(grid, bool) for grid in grids]
+    assert patchwork.macs(costs, nothing) == costs.tail < whole
+    assert patchwork.recomputed(costs, nothing) == costs.tail / whole
 
 
 def test_a_patch_costs_its_margins_too():
-    (alone,) = patchwork.blocks(SIZE, [LAYERS[4]], 16)
-    # 4x4 outputs of the last layer need 6x6 of the one before, these 8x8, then 17x17 and 19x19.
-    fans = (64 * 64, 32 * 64, 32 * 32, 16 * 32, 3 * 16)
-    sides = (4, 6, 8, 17, 19)
-    assert alone.patch == sum(9 * fan * side**2 for fan, side in zip(fans, sides, strict=True))
+    layers = Backbone(widths=(8, 8, 8), strides=(1, 1, 1))
+    costs, _ = costs_of(*on_shapes(layers, (32, 32, 8)), 16)
+    (alone,), tail = costs
+    # 16x16 outputs of the last layer need 18x18 of the one before, these 20x20.
+    assert alone.patch == 9 * 8 * 8 * (16**2 + 18**2 + 20**2)
+    assert tail == 0
     some = np.zeros((4, 6), bool)
     some[0, :2] = True
-    assert patchwork.macs([alone], [some]) == 2 * alone.patch
-    assert patchwork.recomputed([alone, alone], [some, ~some]) == 0.5
-    with pytest.raises(ValueError, match=r"\(1, 5, 5, 64\) is no layer's output"):
-        patchwork.blocks(SIZE, [(1, 5, 5, 64)], 16)
+    assert patchwork.macs(costs, [some]) == 2 * alone.patch
+    assert patchwork.macs(patchwork.Costs([alone], 7), [some]) == 2 * alone.patch + 7
+    assert patchwork.recomputed(patchwork.Costs([alone, alone], 0), [some, ~some]) == 0.5
+
+
+def test_blocks_that_are_not_found_are_refused():
+    apply, params, frame = on_shapes(Backbone(), (96, 128, 3))
+    trace = jax.make_jaxpr(apply)(params, frame)
+    with pytest.raises(ValueError, match="2 blocks have 0 choices between all and some"):
+        patchwork.costs(trace, [(6, 8), (2, 2)])
 
 
 def test_moved_patches_and_changed_pixels():
