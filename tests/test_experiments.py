@@ -25,6 +25,7 @@ from experiments import (
 )
 from experiments.__main__ import main
 from experiments.errors import UserError
+from tests.networks import initial
 
 TINY = ("epochs=1", "batch=10", "limit=20", "model=mlp")  # compiles fast, learns nothing
 
@@ -68,38 +69,31 @@ def test_models_have_the_stated_size(model, shape, parameters):
     ],
 )
 def test_shifted_depthwise_is_the_grouped_convolution(rng, size, taps, strides, padding):
-    x = jnp.asarray(rng.integers(-9, 10, (2, *size, 5)), jnp.float32)
-    kernel = jnp.asarray(rng.integers(-9, 10, (*taps, 1, 5)), jnp.float32)
-    found, pull = jax.vjp(
-        lambda x, w: networks.shifted_depthwise(x, w, strides, padding, lhs_dilation=(1, 1)),
-        x,
-        kernel,
+    whole = lambda *shape: jnp.asarray(rng.integers(-9, 10, shape), jnp.float32)
+    numbers = ("NHWC", "HWIO", "NHWC")
+    shifted = lambda x, w: networks.shifted_depthwise(x, w, strides, padding, lhs_dilation=(1, 1))
+    grouped = lambda x, w: jax.lax.conv_general_dilated(
+        x, w, strides, padding, dimension_numbers=numbers, feature_group_count=5
     )
-    right, pull_right = jax.vjp(
-        lambda x, w: jax.lax.conv_general_dilated(
-            x,
-            w,
-            strides,
-            padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=5,
-        ),
-        x,
-        kernel,
-    )
-    np.testing.assert_array_equal(found, right)  # small whole numbers: exact in every order
-    g = jnp.asarray(rng.integers(-9, 10, right.shape), jnp.float32)
-    for a, b in zip(pull(g), pull_right(g), strict=True):
-        np.testing.assert_array_equal(a, b)
+    x, kernel = whole(2, *size, 5), whole(*taps, 1, 5)
+    g = whole(*jax.eval_shape(grouped, x, kernel).shape)
+
+    def found(f, x, kernel, g):
+        y, pull = jax.vjp(f, x, kernel)
+        return y, pull(g)
+
+    # Small whole numbers: exact in every order.
+    each = [jax.jit(found, static_argnums=0)(f, x, kernel, g) for f in (shifted, grouped)]
+    jax.tree.map(np.testing.assert_array_equal, *each)
 
 
 def test_the_backbone_quarters_an_image_and_sees_what_it_says():
     model = models.Backbone()
     image = jnp.zeros((1, 64, 64, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), image[:, :4, :4])
-    plain = jax.jit(model.apply)(variables, image)
+    variables, apply = initial(model, image), jax.jit(model.apply)
+    plain = apply(variables, image)
     assert plain.shape == (1, 16, 16, 64)
-    touched = jax.jit(model.apply)(variables, image.at[:, 32, 32].set(1)) != plain
+    touched = apply(variables, image.at[:, 32, 32].set(1)) != plain
     rows, columns = np.nonzero(np.asarray(touched.any((0, 3))))
     reached = [i for i in range(16) if 4 * i - 10 <= 32 <= 4 * i + 16]
     assert {rows.min(), columns.min()} == {reached[0]}
@@ -109,8 +103,8 @@ def test_the_backbone_quarters_an_image_and_sees_what_it_says():
 @pytest.mark.parametrize("shape", [(2, 8, 6, 3), (1, 7, 5, 2)])
 def test_pools_agree(shape, rng):
     x = jnp.asarray(rng.normal(size=shape), jnp.float32)
-    np.testing.assert_array_equal(models.slice_max_pool(x), models.max_pool(x))
-    g = [jax.grad(lambda x, pool=pool: (pool(x) ** 2).sum())(x) for pool in POOLS]
+    np.testing.assert_array_equal(*(jax.jit(pool)(x) for pool in POOLS))
+    g = [jax.jit(jax.grad(lambda x, pool=pool: (pool(x) ** 2).sum()))(x) for pool in POOLS]
     np.testing.assert_array_equal(*g)
 
 
@@ -120,8 +114,9 @@ POOLS = (models.max_pool, models.slice_max_pool)
 def test_the_pool_of_a_model_can_be_swapped():
     images = jnp.ones((2, 8, 8, 1))
     stock, swapped = (models.SmallCnn(((4,),), pool=pool) for pool in POOLS)
-    variables = jax.jit(stock.init)(jax.random.key(0), images)
-    np.testing.assert_array_equal(stock.apply(variables, images), swapped.apply(variables, images))
+    variables = initial(stock, images)
+    found = [jax.jit(model.apply)(variables, images) for model in (stock, swapped)]
+    np.testing.assert_array_equal(*found)
 
 
 # --- measurements --------------------------------------------------------------------------------

@@ -129,9 +129,10 @@ def test_under_vmap_a_scale_is_an_examples(rng):
     x = x * (2.0 ** jnp.arange(8, dtype=jnp.float32))[:, None]
     one = lambda row: run({}, {"w": w}, row[None])[0][0]
     each = jax.jit(jax.vmap(one))(x)
-    same(each, jnp.stack([jax.jit(one)(row) for row in x]))
-    batch = run({}, {"w": w}, x)[0]
-    exact = x @ w
+    alone = jax.jit(one)
+    same(each, np.stack([alone(row) for row in np.asarray(x)]))
+    batch = jax.jit(run)({}, {"w": w}, x)[0]
+    exact = np.asarray(x) @ np.asarray(w)
     error = lambda y: np.abs(y - exact)[0].max() / np.abs(exact)[0].max()
     assert error(each) < 0.03 < error(batch)  # the smallest example, in its own scale and theirs
 
@@ -169,7 +170,8 @@ def test_two_processes_make_the_integers_of_one(tmp_path, net):
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
     step, state, batch = sharded.case(net)
     form, (x, w, g) = sharded.layer(net)
-    right = sharded.whole(jax.jit(step)(state, *batch), sharded.integers(form, x, w, g))
+    found = jax.jit(lambda x, w, g: sharded.integers(form, x, w, g))(x, w, g)
+    right = sharded.whole(jax.jit(step)(state, *batch), found)
     for file in files:
         found = np.load(file)
         assert set(found) == set(right)
