@@ -25,6 +25,7 @@ from experiments import (
 )
 from experiments.__main__ import main
 from experiments.errors import UserError
+from tests import clips
 from tests.networks import initial
 
 TINY = ("epochs=1", "batch=10", "limit=20", "model=mlp")  # compiles fast, learns nothing
@@ -363,11 +364,15 @@ class Links(HTMLParser):
     ("left_out", "figures"),
     [("sgq", 3 + 4), pytest.param(None, 3 + 1 + 4, marks=pytest.mark.slow)],
 )
-def test_demo_writes_a_self_contained_report(left_out, figures, tmp_path, monkeypatch, capsys):
+def test_demo_writes_a_self_contained_report(
+    left_out, figures, tmp_path, tmp_path_factory, monkeypatch, capsys
+):
     assert list(demo.PARTS) == list(report.SECTIONS)
     configs = {name: config for name, config in demo.CONFIGS["sample"].items() if name != left_out}
     monkeypatch.setattr(demo, "CONFIGS", {"sample": configs})
-    words = command("demo", "--smoke", "--set", "octo.model=mlp", "--out", tmp_path)
+    clip = clips.written(tmp_path_factory.mktemp("clip"))
+    changes = ("octo.model=mlp", f"pass.video={clip}")
+    words = command("demo", "--smoke", "--set", *changes, "--out", tmp_path)
     assert main(words) == 0
     written = sorted(path.name for path in tmp_path.iterdir())
     assert written == ["pass.mp4", "report.html", "results.json"]

@@ -31,7 +31,7 @@ def test_groupings_equal_the_oracle(rng, grouping, c, size):
     for signed in (False, True):
         x = features(rng, 3, 7, c, signed)
         want = getattr(oracle, grouping)(x, size)
-        for wrap in BOTH:
+        for wrap in BOTH if c == 35 else BOTH[:1]:
             ids = wrap(lambda x: found(x, size))(jnp.asarray(x))
             np.testing.assert_array_equal(ids, want)
             assert ids.dtype == jnp.int32
@@ -116,9 +116,10 @@ def test_not_a_number_stays_in_its_group_and_sample(rng):
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8])
 def test_packing(rng, bits, rows):
     q = rng.integers(0, 2**bits, size=(rows, 3)).astype(np.uint8)
-    packed = numerics.pack_bits(jnp.asarray(q), bits)
+    packed = jax.jit(numerics.pack_bits, static_argnums=1)(q, bits)
     np.testing.assert_array_equal(packed, oracle.pack(q.astype(np.int64), bits))
-    np.testing.assert_array_equal(numerics.unpack_bits(packed, bits, rows), q)
+    back = jax.jit(numerics.unpack_bits, static_argnums=(1, 2))(packed, bits, rows)
+    np.testing.assert_array_equal(back, q)
 
 
 @pytest.mark.parametrize("error", [0.01, 0.3, 1.0])
