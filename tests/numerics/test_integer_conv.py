@@ -99,13 +99,11 @@ def test_contractions_that_int32_cannot_hold_are_split(rng, monkeypatch):
     monkeypatch.setattr("tinyjax.numerics.integer_ops.MAX_CONTRACTION", 40)
     spec = CASES["same"][-1]
     x, w, g = codes(rng, 3, 6, 5, 8), codes(rng, 3, 3, 8, 24), codes(rng, 3, 6, 5, 24)
-    y, dx, dw = jax.jit(
-        lambda x, w, g: (
-            numerics.conv(x, w, spec),
-            numerics.conv_dx(g, w, spec, (6, 5)),
-            numerics.conv_dw(x, g, spec, (3, 3)),
-        )
-    )(x, w, g)
+    y, dx, dw = (
+        numerics.conv(x, w, spec),
+        numerics.conv_dx(g, w, spec, (6, 5)),
+        numerics.conv_dw(x, g, spec, (3, 3)),
+    )
     assert min(len(y), len(dx), len(dw)) > 1
     np.testing.assert_array_equal(whole(y), oracle.conv(x, w, spec))
     np.testing.assert_array_equal(whole(dx), oracle.conv_dx(g, w, spec, (6, 5)))
