@@ -88,7 +88,8 @@ CASES = {
 # What these are made of is in other cases, so that what they owe is asked in the wide run only.
 VARIANTS = ("int8, nearest", "sgq, closed form", "sgq, cosine", "bias, int8", "at", "chain")
 SLOW = (*VARIANTS, "pass, threshold 0", "pass, never whole")
-# Of a step it matters what is carried and which product it ends in: others have that too.
+# Of a compiled step, gradient or batch it matters what is carried and which product it ends in:
+# others have that too.
 CARRIED = ("bias", "where", "shifted", "sgq, exact", "sgq, groups", "chain of chains")
 
 
@@ -124,6 +125,7 @@ def test_it_approximates_the_plain_function(case, model):
     assert np.abs(got - want).max() <= case.error * np.abs(want).max()
 
 
+@pytest.mark.parametrize("case", each(CASES, SLOW + CARRIED), indirect=True)
 def test_jit_is_no_jit_and_gradients_are_finite(case, model):
     (state, _), (x, _) = model
     vars = rewrite(case.tx, state.apply_fn).init(state.params, x)
@@ -163,6 +165,7 @@ def test_it_lifts_onto_a_jitted_step_in_one_trace_and_comes_off(case, model):
     jax.tree.map(np.testing.assert_array_equal, again, plain)
 
 
+@pytest.mark.parametrize("case", each(CASES, SLOW + CARRIED), indirect=True)
 def test_vmap_over_examples(case, model):
     (state, _), (x, _) = model
     rewritten = rewrite(case.tx, state.apply_fn)

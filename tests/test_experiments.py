@@ -276,9 +276,9 @@ def test_evaluation_weighs_a_ragged_last_piece(split):
 # --- experiments ---------------------------------------------------------------------------------
 
 
-# These are the arms on the sample with other data, or the network that the ablation trains:
-# compiling them again is slow.
-SLOW = {name: pytest.mark.slow for name in octo.CONFIGS if name.endswith(("_full", "_mnist"))}
+# These are the arms on the sample with other data, or the network that the ablation trains, or
+# what the experiment of SGQ trains beside its own: compiling them again is slow.
+SLOW = {name: pytest.mark.slow for name in octo.CONFIGS if name.endswith(("_full", "_mnist", "32"))}
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_scales_of_groups_have_their_levels(features):
 # --- networks ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pooled", [True, False])
+@pytest.mark.parametrize("pooled", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_both_sides_of_a_cut_make_the_network(rng, pooled):
     config = networks.Config("fashion_mnist_sample", 128, pooled, narrower=16)
     net = networks.Net(config.widths, pooled)

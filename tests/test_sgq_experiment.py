@@ -16,7 +16,6 @@ from experiments.__main__ import main
 from experiments.errors import UserError
 from experiments.sections.sgq import section
 
-pytestmark = pytest.mark.xdist_group("sgq experiment")  # which share a run: one process for all
 TINY = replace(sgq.smoke(sgq.CONFIGS["sample"]), limit=20)
 
 

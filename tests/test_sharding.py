@@ -45,7 +45,7 @@ def only_reduces(program, *dtypes):
 @pytest.mark.parametrize(
     ("net", "kind"),
     [
-        pytest.param("conv", AxisType.Auto, id="conv-auto"),
+        pytest.param("conv", AxisType.Auto, id="conv-auto", marks=pytest.mark.slow),
         pytest.param("conv", AxisType.Explicit, id="conv-explicit", marks=pytest.mark.slow),
         pytest.param("dense", AxisType.Auto, id="dense-auto"),
         pytest.param("dense", AxisType.Explicit, id="dense-explicit"),

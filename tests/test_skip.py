@@ -17,7 +17,6 @@ from tests import clips
 from tests.clips import SIZE
 from tinyjax import count_macs
 
-pytestmark = pytest.mark.xdist_group("pass experiment")  # which share a run: one process for all
 LAYERS = [(1, 48, 64, 16), (1, 48, 64, 32), (1, 24, 32, 32), (1, 24, 32, 64), (1, 24, 32, 64)]
 
 

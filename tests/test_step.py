@@ -149,7 +149,7 @@ def test_sharded_batch_gives_the_integers_of_one_device(rng):
 
 def test_vmap_over_examples_and_remat(rng):
     x, _ = networks.batch_of(rng, n=4)
-    case = networks.plain_case((x, None))
+    case = dense_case()
     run = tinyjax.rewrite(NEAREST, case.state.apply_fn).apply
     loss = lambda p, x: run({}, p, x[None])[0].sum()
     each = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(case.state.params, x)

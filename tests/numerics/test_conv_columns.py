@@ -18,7 +18,21 @@ def elsewhere(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
 
 
-@pytest.mark.parametrize("case", CASES)
+# What these are made of is in other cases.
+MIXED = (
+    "large map",
+    "full",
+    "asymmetric",
+    "dilated stride",
+    "stride with rest",
+    "multiplier",
+    "depthwise stride",
+)
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow if c in MIXED else ()) for c in CASES]
+)
 def test_equal_to_int64(rng, case):
     check(rng, *CASES[case])
 

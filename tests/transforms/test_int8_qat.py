@@ -105,9 +105,9 @@ def test_convolution_equals_the_oracle(rng, shapes, options, stochastic):
     ("layer", "shape"),
     [
         (nn.Conv(7, (4,), strides=2), (2, 11, 3)),
-        (nn.Conv(4, (2, 3, 2)), (1, 4, 5, 3, 2)),
+        pytest.param(nn.Conv(4, (2, 3, 2)), (1, 4, 5, 3, 2), marks=pytest.mark.slow),
         (nn.ConvTranspose(6, (3, 3), strides=(2, 2)), (2, 5, 4, 3)),
-        (nn.Dense(5), (2, 3, 4)),
+        pytest.param(nn.Dense(5), (2, 3, 4), marks=pytest.mark.slow),
         (nn.DenseGeneral((2, 3), axis=(-2, -1)), (4, 3, 5)),
         (nn.Conv(8, (3, 3), feature_group_count=4), (1, 6, 6, 8)),
         (nn.Dense(3), (4,)),

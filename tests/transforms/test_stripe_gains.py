@@ -54,7 +54,9 @@ def test_codes_equal_the_oracle(rng, shape, size, levels):
     assert not code.exact
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", pytest.param("float16", marks=pytest.mark.slow), "bfloat16"]
+)
 def test_dtypes_come_back_eager_jit_and_vmap_agree(rng, dtype):
     x = jnp.asarray(features(rng, (3, 5, 8))).astype(dtype)
     encode = stripe_gains(group_size=4)
