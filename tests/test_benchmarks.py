@@ -231,6 +231,7 @@ def test_pass_has_a_row_for_every_share(tmp_path, case):
         assert row["recomputed"] in (round(4 * row["active"]) / 4, 1.0)  # of four patches, or whole
 
 
+@SLOW
 def test_portable_stands_beside_native(tmp_path):
     file = tmp_path / "portable.json"
     assert main(["portable", "--quick", "--case", "mlp", "--json", str(file)]) == 0

@@ -94,7 +94,7 @@ def test_a_large_batch_is_not_cut_through(rng):
 # --- where "the tensor" is not the whole batch ---------------------------------------------------
 
 
-@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("checked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_in_shard_map_a_scale_is_a_shards(rng, checked):
     x, _ = networks.batch_of(rng, n=8)
     x = x.at[:4].multiply(8.0)  # shards that differ

@@ -351,7 +351,7 @@ def test_the_step_counter_weighs_nothing(rng):
     jax.tree.map(np.testing.assert_array_equal, detach(sited).params, plain.params)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.bfloat16])
 def test_every_step_has_its_own_bits_in_mixed_precision_too(rng, dtype):
     batch = networks.batch_of(rng)
     case = dense_case()

@@ -25,7 +25,14 @@ def features(rng, n, m, c, signed=False):
 
 
 @pytest.mark.parametrize("grouping", ["by_range", "by_cosine"])
-@pytest.mark.parametrize(("c", "size"), [(6, 3), (12, 1), (12, 12), (35, 5), (64, 16)])
+@pytest.mark.parametrize(
+    ("c", "size"),
+    [
+        *((12, size) for size in (1, 12)),
+        (35, 5),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((6, 3), (64, 16))),
+    ],
+)
 def test_groupings_equal_the_oracle(rng, grouping, c, size):
     found = getattr(numerics, grouping)
     for signed in (False, True):

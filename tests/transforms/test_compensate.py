@@ -114,20 +114,29 @@ def test_affine_activations_are_finer_than_symmetric_ones(rectified):
     assert abs(error["learned"] - error["affine"]) <= 1e-5
 
 
-@pytest.mark.parametrize(
-    ("layer", "shape"),
-    [
-        (nn.Dense(5), (2, 3, 4)),
-        (nn.DenseGeneral((2, 3), axis=(-2, -1)), (4, 3, 5)),
-        (nn.DenseGeneral((3, 2), batch_dims=(0,)), (4, 6, 5)),
-        (nn.Dense(3), (4,)),
-        (nn.Conv(6, (3, 3), padding="VALID"), (2, 6, 5, 4)),
-        (nn.Conv(6, (2, 3), strides=2, padding="VALID", feature_group_count=2), (2, 6, 7, 4)),
-        (nn.Conv(7, (4,), padding="VALID"), (2, 11, 3)),
-    ],
-    ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else str(v),
-)
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+LAYERS = [
+    (nn.Dense(5), (2, 3, 4)),
+    (nn.DenseGeneral((2, 3), axis=(-2, -1)), (4, 3, 5)),
+    (nn.DenseGeneral((3, 2), batch_dims=(0,)), (4, 6, 5)),
+    (nn.Dense(3), (4,)),
+    (nn.Conv(6, (3, 3), padding="VALID"), (2, 6, 5, 4)),
+    (nn.Conv(6, (2, 3), strides=2, padding="VALID", feature_group_count=2), (2, 6, 7, 4)),
+    (nn.Conv(7, (4,), padding="VALID"), (2, 11, 3)),
+]
+# Each layer with two kinds; with the other two it is slow.
+PAIRS = [
+    pytest.param(
+        *layer,
+        KINDS[kind],
+        id=f"{kind}-{type(layer[0]).__name__}-{layer[1]}",
+        marks=pytest.mark.slow if (i + j) % 2 else (),
+    )
+    for i, kind in enumerate(KINDS)
+    for j, layer in enumerate(LAYERS)
+]
+
+
+@pytest.mark.parametrize(("layer", "shape", "kind"), PAIRS)
 def test_on_the_float_op_nothing_changes_in_value_or_gradient(rng, layer, shape, kind):
     x = jax.nn.relu(floats(rng, *shape)) + 1
     variables = networks.initial(layer, x)
@@ -299,7 +308,9 @@ def test_any_batch_is_evaluated_alike(model, name):
     np.testing.assert_allclose(single, np.asarray(out(x))[[0, 5]], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", [optax.sgd(0.05), optax.adam(1e-3)])
+@pytest.mark.parametrize(
+    "optimizer", [optax.sgd(0.05), pytest.param(optax.adam(1e-3), marks=pytest.mark.slow)]
+)
 @pytest.mark.usefixtures("standard_promotion")
 def test_it_trains_in_an_unedited_step_and_repeats_itself(model, optimizer):
     (state, step), batch = model

@@ -135,9 +135,16 @@ PRODUCTS = [("y",), ("dx",), ("dw",), ("y", "dx"), ("dx", "dw"), ()]
 @pytest.mark.parametrize(
     ("kind", "products"),
     [
-        *(("dense", products) for products in PRODUCTS),
+        # A single gradient is that of a convolution; the other products with the other kind: slow.
         *(
-            pytest.param("conv", products, marks=pytest.mark.slow if len(products) != 1 else ())
+            pytest.param(
+                kind,
+                products,
+                marks=()
+                if (products in (("dx",), ("dw",))) == (kind == "conv")
+                else pytest.mark.slow,
+            )
+            for kind in ("dense", "conv")
             for products in PRODUCTS
         ),
     ],

@@ -59,8 +59,15 @@ def test_a_link_encodes_both_directions(rng, name, wrap):
     assert not np.any(wrap(back)(jnp.zeros_like(w))[0])
 
 
-@each_codec
-def test_a_link_under_vmap_is_a_link_per_example(rng, codec):
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("groups", "step, exact") else ())
+        for name in CODECS
+    ],
+)
+def test_a_link_under_vmap_is_a_link_per_example(rng, name):
+    codec = CODECS[name]
     x = jnp.asarray(rng.normal(size=(3, 2, 4)), jnp.float32)
     loss = lambda x: jnp.sum(jnp.sin(link(codec, x, KEY)))
     got = jax.jit(jax.vmap(jax.grad(loss)))(x)

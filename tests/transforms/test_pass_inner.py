@@ -54,11 +54,12 @@ def check_effective(apply, params, state, out):
 
 SLOW = pytest.mark.slow  # of the cases that compile again, or are much like another
 DENSE_ABOVE = [
-    (SHAPES[0], 0.45),
     (SHAPES[1], 1.0),
-    *(pytest.param(*case, marks=SLOW) for case in ((SHAPES[0], 1.0), (SHAPES[1], 0.45))),
     (SHAPES[2], 0.45),
-    pytest.param(SHAPES[2], 1.0, marks=SLOW),
+    *(
+        pytest.param(SHAPES[i], above, marks=SLOW)
+        for i, above in ((0, 0.45), (0, 1.0), (1, 0.45), (2, 1.0))
+    ),
 ]
 INNER = [0.0, pytest.param(0.05, marks=SLOW), 0.5, pytest.param(100.0, marks=SLOW), None]
 
