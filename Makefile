@@ -5,7 +5,8 @@ OUT ?= out/demo
 CASE ?= int8
 # Passed on to pip, for example PIP_FLAGS="--constraint FILE".
 PIP_FLAGS ?=
-# Test processes: the number of cores, at most four.
+# Test processes: the number of cores, at most four. The tests of a file share one, and what it has
+# compiled and run for them.
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); \
 	if [ $$n -gt 4 ]; then n=4; fi; echo $$n)
 
@@ -32,10 +33,10 @@ demo: $(READY) ## all three methods; the report goes to OUT (default out/demo)
 	$(BIN)/python -m experiments demo --out "$(OUT)"
 
 test: $(READY) ## the tests, without the slow ones
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-full: $(READY) ## all tests, the slow and wide ones too
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m ""
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m ""
 
 lint: $(READY) ## ruff (lint and format) and pyrefly
 	$(BIN)/ruff check .

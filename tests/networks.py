@@ -1,12 +1,14 @@
 """Small networks and steps of every style that a user may bring."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.training import train_state
 
@@ -91,6 +93,30 @@ class Case(NamedTuple):
     step: Any
 
 
+def drawn(shapes: Any) -> Any:
+    """Variables of the shapes of a network, drawn by NumPy.
+
+    What draws them as jax does takes longer to compile than most of the tests take.
+    """
+    rng = np.random.default_rng(0)
+
+    def leaf(path: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
+        name = jax.tree_util.keystr(path)
+        if "kernel" in name:
+            x = rng.normal(size=like.shape) / math.prod(like.shape[:-1]) ** 0.5
+        else:
+            x = np.full(like.shape, "scale" in name or "var" in name)
+        return jnp.asarray(x, like.dtype)
+
+    return jax.tree.map_with_path(leaf, shapes)
+
+
+def initial(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What ``model.init`` gives, drawn by NumPy."""
+    init = functools.partial(model.init, **kwargs)
+    return drawn(jax.eval_shape(init, jax.random.key(0), *args))
+
+
 def _optimizer() -> optax.GradientTransformation:
     return optax.sgd(0.05, momentum=0.9)
 
@@ -98,8 +124,7 @@ def _optimizer() -> optax.GradientTransformation:
 def linen_case(batch: tuple[jax.Array, jax.Array], **fields: Any) -> Case:
     """Convolutions, BatchNorm, residual, dropout in linen."""
     model = Residual(**fields)
-    init = jax.jit(functools.partial(model.init, train=False))
-    variables = init(jax.random.key(0), batch[0][:1])
+    variables = initial(model, batch[0], train=False)
     state = BatchNormState.create(
         apply_fn=model.apply,
         params=variables["params"],
@@ -113,9 +138,11 @@ def linen_case(batch: tuple[jax.Array, jax.Array], **fields: Any) -> Case:
 def nnx_case(batch: tuple[jax.Array, jax.Array]) -> Case:
     """An ``nnx.split`` model behind an apply function."""
     del batch
-    graph, params = nnx.split(Nnx(nnx.Rngs(0)))
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: Nnx(nnx.Rngs(0))))
     state = train_state.TrainState.create(
-        apply_fn=lambda params, x: nnx.merge(graph, params)(x), params=params, tx=_optimizer()
+        apply_fn=lambda params, x: nnx.merge(graph, params)(x),
+        params=drawn(shapes),
+        tx=_optimizer(),
     )
     return Case(state, plain_step)
 
@@ -123,11 +150,11 @@ def nnx_case(batch: tuple[jax.Array, jax.Array]) -> Case:
 def plain_case(batch: tuple[jax.Array, jax.Array]) -> Case:
     """A plain function of a dict."""
     del batch
-    keys = jax.random.split(jax.random.key(0))
+    rng = np.random.default_rng(0)
     params = {
-        "w1": jax.random.normal(keys[0], (3, 3, 3, 20)) / 5,
+        "w1": jnp.asarray(rng.normal(size=(3, 3, 3, 20)) / 5, jnp.float32),
         "b1": jnp.zeros(20),
-        "w2": jax.random.normal(keys[1], (5, 20)) / 5,
+        "w2": jnp.asarray(rng.normal(size=(5, 20)) / 5, jnp.float32),
     }
     state = train_state.TrainState.create(apply_fn=plain_apply, params=params, tx=_optimizer())
     return Case(state, plain_step)

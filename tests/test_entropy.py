@@ -138,7 +138,13 @@ def test_a_gradient_has_no_code_of_minus_128():
     assert not entropy.expand(wire.unpack(frame))[1]
 
 
-@pytest.mark.parametrize("quantizer", [global_step(exact=True), stripe_groups(group_size=4)])
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        global_step(exact=True),
+        pytest.param(stripe_groups(group_size=4), marks=pytest.mark.slow),
+    ],
+)
 def test_inside_jit_and_vmap(quantizer, rng):
     codec, state = sgq(quantizer=quantizer), fitted()
     x = jnp.asarray(np.maximum(rng.normal(size=(2, 3, 5, 4, 8)), 0), jnp.float32)
@@ -164,7 +170,8 @@ def test_inside_jit_and_vmap(quantizer, rng):
 @pytest.mark.parametrize(
     ("shape", "widths"),
     [
-        ((1, 1), [4, 8]),
+        ((1, 1), [4]),
+        pytest.param((1, 1), [8], marks=pytest.mark.slow),
         *(
             pytest.param(shape, [2, 4, 8], marks=pytest.mark.slow)
             for shape in [(3, 2), (2, 5, 3), (1, 2, 3, 5), (2, 1, 9, 2, 7)]
@@ -174,7 +181,7 @@ def test_inside_jit_and_vmap(quantizer, rng):
 def test_odd_shapes(shape, widths, rng):
     x = jnp.asarray(rng.normal(size=shape), jnp.float32)
     for bits in widths:
-        code = sgq_encode(x, quantizer=global_step(bits=bits))
+        code = jax.jit(global_step(bits=bits))(x)
         for state in (None, *([entropy.fit(code)] if bits < 8 else [])):
             short = wire.unpack(wire.pack(jax.device_get(entropy.compress(code, state))))
             again, valid = entropy.expand(short, state)
@@ -362,7 +369,7 @@ def test_what_is_wrong_with_a_stream_is_said(changes, message):
 
 @given(st.data())
 def test_any_numbers_come_back(data):
-    shape, bits = (3, 4, 5), data.draw(st.sampled_from([2, 4, 8]))
+    shape, bits = (3, 4, 5), data.draw(st.sampled_from([2, 8]))
     numbers = st.lists(st.integers(0, 2**bits - 1), min_size=60, max_size=60)
     q = np.array(data.draw(numbers), np.uint8)
     code = made(StepCode, shape, bits, q=q)

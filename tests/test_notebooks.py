@@ -40,6 +40,8 @@ def test_every_cell_runs(notebook, monkeypatch):
     monkeypatch.chdir(notebook.parent)
     namespace: dict = {"__name__": "__main__"}
     for source in code(notebook):
-        exec(compile(source, notebook.name, "exec"), namespace)
+        # A fifth of the steps: `make notebooks` takes them all.
+        shorter = source.replace("range(60)", "range(12)")
+        exec(compile(shorter, notebook.name, "exec"), namespace)
     curves = namespace["curves"]
     assert curves["int8"][-1] < curves["int8"][0]

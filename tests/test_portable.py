@@ -72,7 +72,7 @@ def test_a_step_is_loaded_in_another_process(tmp_path, net):
     same(restored([found[f"state{i}"] for i in range(len(arrays))]), restored(right))
 
 
-@pytest.mark.parametrize("net", sharded.NETS)
+@pytest.mark.parametrize("net", ["dense", pytest.param("conv", marks=pytest.mark.slow)])
 def test_a_portable_step_is_the_step(net):
     flat, arrays, batch, restored = flat_case(net)
     lowered = jax.jit(portable(flat)).lower(arrays, *batch)

@@ -146,7 +146,7 @@ def test_neutral_transforms_change_nothing(rng, tx, remat):
             out, updates = f({**variables, "params": params}, *args, **kwargs)
             return jnp.sum(out**2), updates
 
-        return jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
 
     assert set(variables) == {"params", "batch_stats"}
     (loss, updates), got = grads(same)

@@ -15,8 +15,8 @@ from experiments import carriers, models, octo, results, sgq
 from experiments.__main__ import main
 from experiments.errors import UserError
 from experiments.sections.sgq import section
+from tests.networks import initial
 
-pytestmark = pytest.mark.xdist_group("sgq experiment")  # which share a run: one process for all
 TINY = replace(sgq.smoke(sgq.CONFIGS["sample"]), limit=20)
 
 
@@ -122,7 +122,7 @@ def test_settings_that_do_not_fit_the_features_are_told_before_training():
 def test_what_crosses_is_what_the_layers_meet(rng, model):
     network = models.MODELS[model]()
     images = jnp.asarray(rng.random((4, 16, 16, 1)), jnp.float32)
-    params = jax.jit(network.init)(jax.random.key(0), images)["params"]
+    params = initial(network, images)["params"]
     cut = partial(carriers.at_cut, sgq.CUTS[model], tinyjax.sgq(error=1.0), network.apply)
     features, gradient = jax.jit(cut)(params, images, jnp.arange(4))
     assert features.shape == gradient.shape

@@ -15,25 +15,13 @@ from experiments.errors import UserError
 from experiments.models import Backbone
 from experiments.sections import skip as section
 from experiments.segmenter import Segmenter
+from tests import clips
 from tinyjax import count_macs, pass_skip, rewrite
-
-pytestmark = pytest.mark.xdist_group("pass experiment")  # which share a run: one process for all
-SIZE = (96, 128)
-
-
-def pictures(count: int) -> list[np.ndarray]:
-    """Black frames, in which a square moves in the middle ones."""
-    found = [np.zeros((*SIZE, 3), np.uint8) for _ in range(count)]
-    for index in range(2, count - 1):
-        found[index][8:16, 8 * index : 8 * index + 8] = 200
-    return found
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    path = tmp_path_factory.mktemp("clip") / "square.mp4"
-    video.write(path, pictures(7), 10)
-    return path
+    return clips.written(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")

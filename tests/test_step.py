@@ -19,9 +19,10 @@ NEAREST = int8_qat(gradient_rounding=numerics.nearest)
 
 
 def counting(step):
-    """A jitted step that counts how often it is traced."""
+    """A jitted step that counts how often it is traced; by its name it is the same program."""
     traces = []
 
+    @functools.wraps(step)
     def counted(*args):
         traces.append(1)
         return step(*args)
@@ -29,9 +30,19 @@ def counting(step):
     return jax.jit(counted), traces
 
 
+def dense_case(tx=None):
+    """A dense layer alone, for what a step of any network shows: it compiles in half the time."""
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(192, 5)) / 14, jnp.float32)
+    apply = lambda params, x: x.reshape(len(x), -1) @ params["w"]
+    state = train_state.TrainState.create(
+        apply_fn=apply, params={"w": w}, tx=tx or optax.sgd(0.05, momentum=0.9)
+    )
+    return networks.Case(state, networks.plain_step)
+
+
 @pytest.mark.parametrize("style", networks.CASES)
 def test_unmodified_jitted_steps_train_through_a_chain_in_one_trace(rng, style):
-    batch = networks.batch_of(rng, n=16)
+    batch = networks.batch_of(rng)
     case = networks.CASES[style](batch)
     step, traces = counting(case.step)
     tx = chain(gain(), int8_qat())
@@ -85,7 +96,7 @@ def call_of(case, x):
 
 def test_a_step_jitted_long_ago_and_a_step_that_is_not(rng):
     batch = networks.batch_of(rng)
-    case = networks.plain_case(batch)  # one of the steps is compiled an operation at a time
+    case = dense_case()  # one of the steps is compiled an operation at a time
     jitted = jax.jit(case.step)
     plain_state, plain = jitted(case.state, *batch)  # traced and cached before the transform
     _, quantized = NEAREST(jitted)(case.state, *batch)
@@ -98,13 +109,14 @@ def test_a_step_jitted_long_ago_and_a_step_that_is_not(rng):
     jax.tree.map(np.testing.assert_array_equal, plain_state.params, again_state.params)
 
 
-def test_inside_scan_over_batches(rng):
-    batch = networks.batch_of(rng, n=16)
-    case = networks.linen_case(batch)
+@pytest.mark.parametrize("style", ["plain", pytest.param("linen", marks=pytest.mark.slow)])
+def test_inside_scan_over_batches(rng, style):
+    batch = networks.batch_of(rng)
+    case = networks.CASES[style](batch)
     batches = jax.tree.map(lambda b: jnp.stack([b] * 5), batch)
-    tx = int8_qat()
+    tx = chain(gain(), int8_qat())
     state = attach(tx, case.step, case.state.replace(step=jnp.int32(0)), *batch)
-    lifted = tx(case.step)
+    lifted = tx(jax.jit(case.step))
 
     @jax.jit
     def run(state, batches):
@@ -113,7 +125,7 @@ def test_inside_scan_over_batches(rng):
     final, metrics = run(state, batches)
     loop = state
     for _ in range(5):
-        loop, last = jax.jit(lifted)(loop, *batch)
+        loop, last = lifted(loop, *batch)
     np.testing.assert_allclose(metrics["loss"][-1], last["loss"], rtol=1e-4)
     assert int(final.step) == 5
     assert metrics["loss"][-1] < metrics["loss"][0]
@@ -137,7 +149,7 @@ def test_sharded_batch_gives_the_integers_of_one_device(rng):
 
 def test_vmap_over_examples_and_remat(rng):
     x, _ = networks.batch_of(rng, n=4)
-    case = networks.plain_case((x, None))
+    case = dense_case()
     run = tinyjax.rewrite(NEAREST, case.state.apply_fn).apply
     loss = lambda p, x: run({}, p, x[None])[0].sum()
     each = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(case.state.params, x)
@@ -153,7 +165,7 @@ def test_vmap_over_examples_and_remat(rng):
 def test_attach_keeps_moments_and_detach_gives_them_back(rng):
     batch = networks.batch_of(rng)
     case = networks.plain_case(batch)
-    state, _ = case.step(case.state, *batch)
+    state, _ = jax.jit(case.step)(case.state, *batch)
     tx = chain(gain(), int8_qat())
     grown = attach(tx, case.step, state, *batch)
     assert isinstance(grown.params, Sited)
@@ -176,13 +188,10 @@ def test_attach_keeps_moments_and_detach_gives_them_back(rng):
     ids=["adam", "adamw", "chain"],
 )
 def test_any_optimizer_carries_the_variables(rng, optimizer, standard_promotion):
-    batch = networks.batch_of(rng, n=16)
-    case = networks.plain_case(batch)
-    state = train_state.TrainState.create(
-        apply_fn=case.state.apply_fn, params=case.state.params, tx=optimizer
-    )
+    batch = networks.batch_of(rng)
+    case = dense_case(optimizer)
     tx = chain(gain(), int8_qat())
-    state = attach(tx, case.step, state, *batch)
+    state = attach(tx, case.step, case.state, *batch)
     step = jax.jit(tx(case.step))
     losses = []
     for _ in range(15):
@@ -242,7 +251,7 @@ def test_stochastic_rounding_differs_by_step_and_is_reproducible(rng):
 
 def test_a_step_that_never_calls_apply_fn(rng):
     batch = networks.batch_of(rng)
-    case = networks.plain_case(batch)
+    case = dense_case()
     apply_fn = case.state.apply_fn
     closed = lambda state, x, y: networks.plain_step(state.replace(apply_fn=apply_fn), x, y)
     for step in (closed, jax.jit(closed)):
@@ -313,7 +322,7 @@ def test_over_step_is_what_calling_a_transform_does(rng):
 
 def test_a_step_that_returns_the_state_alone(rng):
     batch = networks.batch_of(rng)
-    case = networks.plain_case(batch)
+    case = dense_case()
     state = NEAREST(jax.jit(lambda s, x, y: case.step(s, x, y)[0]))(case.state, *batch)
     assert state.apply_fn is case.state.apply_fn
     assert int(state.step) == 1
@@ -325,11 +334,8 @@ def test_a_step_that_returns_the_state_alone(rng):
 def test_the_step_counter_weighs_nothing(rng):
     """A penalty over all parameters, weight decay and a norm see the model alone, at any step."""
     batch = networks.batch_of(rng)
-    case = networks.plain_case(batch)
     optimizer = optax.chain(optax.add_decayed_weights(0.1), optax.clip_by_global_norm(1.0))
-    state = train_state.TrainState.create(
-        apply_fn=case.state.apply_fn, params=case.state.params, tx=optimizer
-    ).replace(step=2**31 - 5)
+    state = dense_case(optimizer).state.replace(step=2**31 - 5)
 
     def step(state, x, y):
         def loss(params):
@@ -345,10 +351,10 @@ def test_the_step_counter_weighs_nothing(rng):
     jax.tree.map(np.testing.assert_array_equal, detach(sited).params, plain.params)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.bfloat16])
 def test_every_step_has_its_own_bits_in_mixed_precision_too(rng, dtype):
     batch = networks.batch_of(rng)
-    case = networks.plain_case(batch)
+    case = dense_case()
 
     def step(state, x, y):
         def loss(params):
@@ -361,8 +367,7 @@ def test_every_step_has_its_own_bits_in_mixed_precision_too(rng, dtype):
     state = attach(tx, step, case.state, *batch)
     run = jax.jit(tx(step))
     kernels = [
-        run(state.replace(step=jnp.int32(n)), *batch).params.model["w1"]
-        for n in range(70000, 70008)
+        run(state.replace(step=jnp.int32(n)), *batch).params.model["w"] for n in range(70000, 70008)
     ]
     assert len({np.asarray(k, np.float32).tobytes() for k in kernels}) == 8
 
@@ -392,7 +397,7 @@ def test_lifting_inside_the_loop_traces_once(rng):
 
 def test_static_arguments_reach_the_step(rng):
     batch = networks.batch_of(rng)
-    case = networks.plain_case(batch)
+    case = dense_case()
 
     @functools.partial(jax.jit, static_argnums=3, static_argnames="again")
     def step(state, x, y, mode, again=False):
@@ -429,5 +434,5 @@ def test_optimizers_that_look_parameters_up_by_name(rng):
     )
     with pytest.raises(ValueError, match=r"optimizer needs the parameters in their own structure"):
         attach(int8_qat(), case.step, state, *batch)
-    state, _ = NEAREST(case.step)(state, *batch)
+    state, _ = NEAREST(jax.jit(case.step))(state, *batch)
     assert int(state.step) == 1

@@ -71,9 +71,9 @@ def test_codes_with_gains_come_back_bit_for_bit(shape, levels):
 
 @functools.cache
 def coded(make, bits, exact):
-    """Compiled encoders: of features, and of their gradient by the closed form."""
+    """Compiled: encoders of features and of their gradient, by the closed form, and a decoder."""
     codec = sgq(quantizer=make(bits=bits, exact=exact), gradient_step=numerics.bounded_step)
-    return jax.jit(codec.encode), jax.jit(codec.encode_gradient)
+    return jax.jit(codec.encode), jax.jit(codec.encode_gradient), jax.jit(codec.decode)
 
 
 def gains(bits, exact):
@@ -89,14 +89,11 @@ ALL = [
     *itertools.product((gains,), (3, 4), (False,), DTYPES),
 ]
 FEW = [
-    (global_step, 2, False, "float16"),
     (global_step, 4, True, "float32"),
-    (global_step, 8, True, "bfloat16"),
-    (groups, 2, True, "float32"),
-    (groups, 4, False, "bfloat16"),
-    (groups, 8, True, "float16"),
-    (gains, 3, False, "float32"),
-    (gains, 4, False, "float16"),
+    (global_step, 8, False, "bfloat16"),
+    (groups, 2, True, "float16"),
+    (groups, 4, False, "float32"),
+    (gains, 3, False, "bfloat16"),
 ]
 
 
@@ -111,13 +108,13 @@ def test_round_trips_over_all_options(options):
         x = np.random.default_rng(seed).normal(size=(3, 5, 6))
         with np.errstate(invalid="ignore"):
             x = jnp.asarray(scale * (np.maximum(x, 0) if relu else x), jnp.float32).astype(dtype)
-        encode, encode_gradient = coded(*how)
+        encode, encode_gradient, decode = coded(*how)
         code = jax.device_get(encode(x))
         gradient = jax.device_get(encode_gradient(x[::-1], np.uint32(seed), code))
         arrived = wire.unpack(wire.pack(code))
         assert_same(arrived, code)
         assert_same(wire.unpack(wire.pack(gradient, code), arrived), gradient)
-        back = np.asarray(sgq_decode(arrived))
+        back = np.asarray(decode(arrived))
         assert back.dtype == dtype
         if not np.isfinite(scale):
             assert np.isnan(back.astype(np.float32)).all() or relu

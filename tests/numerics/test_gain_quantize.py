@@ -28,7 +28,7 @@ def test_codes_equal_the_oracle(rng, n, m, groups, size, levels):
     ids = rng.permutation(np.repeat(np.arange(groups), size))
     x = features(rng, n, m, groups * size)
     q, gains, scale = want = oracle.gain_quantize(x, ids, groups, levels)
-    for wrap in BOTH if size > 1 else BOTH[:1]:
+    for wrap in BOTH if (size, levels) == (4, 3) else BOTH[:1]:
         encode = wrap(lambda x, ids: numerics.gain_quantize(x, ids, groups, levels))
         found = encode(jnp.asarray(x), jnp.asarray(ids, jnp.int32))
         for got, right in zip(found, (q, gains, sgq.bits_of(scale)), strict=True):
@@ -66,12 +66,15 @@ def test_what_the_levels_are_not_for_is_no_number(rng, bad):
     x = features(rng, 2, 3, 4)
     x[1, 2, 3] = bad
     ids = jnp.array([0, 1, 0, 1])
-    for wrap in BOTH:
-        code = wrap(lambda x: numerics.gain_quantize(x, ids, 2, 3))(jnp.asarray(x))
-        back = np.asarray(numerics.gain_dequantize(*code, ids, 3))
-        assert np.isnan(back[1][:, [1, 3]]).all()
-        assert np.isfinite(back[1][:, [0, 2]]).all()
-        assert np.isfinite(back[0]).all()
+
+    @jax.jit
+    def there_and_back(x):
+        return numerics.gain_dequantize(*numerics.gain_quantize(x, ids, 2, 3), ids, 3)
+
+    back = np.asarray(there_and_back(x))
+    assert np.isnan(back[1][:, [1, 3]]).all()
+    assert np.isfinite(back[1][:, [0, 2]]).all()
+    assert np.isfinite(back[0]).all()
 
 
 def test_minus_zero_and_what_is_subnormal_are_zero():
@@ -98,7 +101,7 @@ def test_the_widest_group_does_not_overflow():
 @pytest.mark.parametrize("levels", [3, 4])
 def test_packing_equals_the_oracle_and_comes_back(rng, rows, levels):
     q = rng.integers(0, levels, (rows, 3)).astype(np.uint8)
-    for wrap in BOTH:
+    for wrap in BOTH if rows == 11 else BOTH[:1]:
         packed = wrap(lambda q: numerics.pack_levels(q, levels))(jnp.asarray(q))
         np.testing.assert_array_equal(packed, oracle.pack(q, levels))
         back = wrap(lambda p: numerics.unpack_levels(p, levels, rows))(packed)

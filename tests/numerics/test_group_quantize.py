@@ -25,13 +25,20 @@ def features(rng, n, m, c, signed=False):
 
 
 @pytest.mark.parametrize("grouping", ["by_range", "by_cosine"])
-@pytest.mark.parametrize(("c", "size"), [(6, 3), (12, 1), (12, 12), (35, 5), (64, 16)])
+@pytest.mark.parametrize(
+    ("c", "size"),
+    [
+        *((12, size) for size in (1, 12)),
+        (35, 5),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((6, 3), (64, 16))),
+    ],
+)
 def test_groupings_equal_the_oracle(rng, grouping, c, size):
     found = getattr(numerics, grouping)
     for signed in (False, True):
         x = features(rng, 3, 7, c, signed)
         want = getattr(oracle, grouping)(x, size)
-        for wrap in BOTH:
+        for wrap in BOTH if c == 35 else BOTH[:1]:
             ids = wrap(lambda x: found(x, size))(jnp.asarray(x))
             np.testing.assert_array_equal(ids, want)
             assert ids.dtype == jnp.int32
@@ -116,11 +123,12 @@ def test_not_a_number_stays_in_its_group_and_sample(rng):
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8])
 def test_packing(rng, bits, rows):
     q = rng.integers(0, 2**bits, size=(rows, 3)).astype(np.uint8)
-    packed = numerics.pack_bits(jnp.asarray(q), bits)
+    packed = jax.jit(numerics.pack_bits, static_argnums=1)(q, bits)
     np.testing.assert_array_equal(packed, oracle.pack(q.astype(np.int64), bits))
-    np.testing.assert_array_equal(numerics.unpack_bits(packed, bits, rows), q)
+    back = jax.jit(numerics.unpack_bits, static_argnums=(1, 2))(packed, bits, rows)
+    np.testing.assert_array_equal(back, q)
     values = rng.normal(size=2**bits).astype(np.float32)
-    found = numerics.look_up_bits(packed, bits, rows, jnp.asarray(values))
+    found = jax.jit(numerics.look_up_bits, static_argnums=(1, 2))(packed, bits, rows, values)
     np.testing.assert_array_equal(found, values[q])
 
 

@@ -31,7 +31,8 @@ def test_codes_equal_the_oracle(rng, shape, bits):
     x = (rng.normal(size=shape) * 10.0 ** rng.integers(-3, 4)).astype(np.float32)
     scale = numerics.symmetric_scale(numerics.abs_max(jnp.asarray(x)), bits)
     np.testing.assert_array_equal(scale, oracle.scale(x, bits))
-    for jit in (jax.jit, lambda f: f):
+    # Outside jit for one shape: the operations of another one are compiled again.
+    for jit in (jax.jit, lambda f: f) if shape == (2, 1, 3, 5) else (jax.jit,):
         near = jit(lambda x, s: numerics.quantize(x, s, bits=bits))(x, scale)
         np.testing.assert_array_equal(near, oracle.quantize(x, np.asarray(scale), bits))
         rough = jit(

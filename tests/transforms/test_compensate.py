@@ -87,12 +87,13 @@ def test_the_middle_of_nothing_and_of_what_is_not_finite():
 @pytest.mark.parametrize("bits", [8, 3])
 def test_a_weight_through_codes_is_what_the_op_sees(rng, bits):
     w, x = floats(rng, 7, 5), jnp.eye(7)
-    seen = numerics.through_codes(w, (0,), bits)
+    through = jax.jit(lambda w: numerics.through_codes(w, (0,), bits))
+    seen = through(w)
     # One row of the identity at a time is exact in any number of bits.
-    got, _ = rewrite(int8_qat(bits=bits), dense).apply({}, {"w": w}, x, key=KEY)
+    got = run(int8_qat(bits=bits), dense, {"w": w}, x)
     np.testing.assert_allclose(seen, got, rtol=1e-5, atol=1e-6)
-    grad = jax.grad(lambda w: jnp.sum(jnp.sin(numerics.through_codes(w, (0,), bits))))(w)
-    np.testing.assert_allclose(grad, jnp.cos(seen), rtol=1e-6)
+    grad = jax.jit(jax.grad(lambda w: jnp.sum(jnp.sin(through(w)))))(w)
+    np.testing.assert_allclose(grad, np.cos(seen), rtol=1e-6)
 
 
 # --- fidelity ------------------------------------------------------------------------------------
@@ -106,52 +107,67 @@ def test_affine_activations_are_finer_than_symmetric_ones(rectified):
         ("affine", chain(compensate(shifted()), int8_qat())),
         ("learned", chain(compensate(zero_point()), int8_qat())),
     ):
-        rewritten = rewrite(tx, dense)
-        out, _ = rewritten.apply(rewritten.init(params, x), params, x, key=KEY)
-        error[name] = relative(out, exact)
+        error[name] = relative(run(tx, dense, params, x), exact)
     assert error["affine"] <= 0.012
     assert error["affine"] < error["symmetric"] <= 0.015
     # Column sums and the answer to ones are one number without padding, added in another order.
     assert abs(error["learned"] - error["affine"]) <= 1e-5
 
 
-@pytest.mark.parametrize(
-    ("layer", "shape"),
-    [
-        (nn.Dense(5), (2, 3, 4)),
-        (nn.DenseGeneral((2, 3), axis=(-2, -1)), (4, 3, 5)),
-        (nn.DenseGeneral((3, 2), batch_dims=(0,)), (4, 6, 5)),
-        (nn.Dense(3), (4,)),
-        (nn.Conv(6, (3, 3), padding="VALID"), (2, 6, 5, 4)),
-        (nn.Conv(6, (2, 3), strides=2, padding="VALID", feature_group_count=2), (2, 6, 7, 4)),
-        (nn.Conv(7, (4,), padding="VALID"), (2, 11, 3)),
-    ],
-    ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else str(v),
-)
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+LAYERS = [
+    (nn.Dense(5), (2, 3, 4)),
+    (nn.DenseGeneral((2, 3), axis=(-2, -1)), (4, 3, 5)),
+    (nn.DenseGeneral((3, 2), batch_dims=(0,)), (4, 6, 5)),
+    (nn.Dense(3), (4,)),
+    (nn.Conv(6, (3, 3), padding="VALID"), (2, 6, 5, 4)),
+    (nn.Conv(6, (2, 3), strides=2, padding="VALID", feature_group_count=2), (2, 6, 7, 4)),
+    (nn.Conv(7, (4,), padding="VALID"), (2, 11, 3)),
+]
+# Each layer with two kinds; with the other two it is slow.
+PAIRS = [
+    pytest.param(
+        *layer,
+        KINDS[kind],
+        id=f"{kind}-{type(layer[0]).__name__}-{layer[1]}",
+        marks=pytest.mark.slow if (i + j) % 2 else (),
+    )
+    for i, kind in enumerate(KINDS)
+    for j, layer in enumerate(LAYERS)
+]
+
+
+@pytest.mark.parametrize(("layer", "shape", "kind"), PAIRS)
 def test_on_the_float_op_nothing_changes_in_value_or_gradient(rng, layer, shape, kind):
     x = jax.nn.relu(floats(rng, *shape)) + 1
-    variables = layer.init(jax.random.key(0), x)
+    variables = networks.initial(layer, x)
     rewritten = rewrite(compensate(kind), layer.apply)
     vars = rewritten.init(variables, x)
-    loss = lambda f: lambda v, x: jnp.sum(jnp.sin(f(v, x)))
-    compensated = lambda v, x: rewritten.apply(vars, v, x)[0]
-    np.testing.assert_allclose(compensated(variables, x), layer.apply(variables, x), atol=2e-5)
-    got = jax.grad(loss(compensated), (0, 1))(variables, x)
-    want = jax.grad(loss(layer.apply), (0, 1))(variables, x)
+
+    def of(f):
+        def loss(v, x):
+            y = f(v, x)
+            return jnp.sum(jnp.sin(y)), y
+
+        (_, y), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(variables, x)
+        return y, grads
+
+    y, got = of(lambda v, x: rewritten.apply(vars, v, x)[0])
+    plain, want = of(layer.apply)
+    np.testing.assert_allclose(y, plain, atol=2e-5)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(b).max()))
+        np.testing.assert_allclose(a, b, atol=1e-4 * float(np.abs(b).max()))
 
 
 def test_padded_borders_are_exact_when_shifted_and_learned_otherwise(rng):
     layer = nn.Conv(3, (3, 3), use_bias=False)
     x = jax.nn.relu(floats(rng, 2, 6, 6, 2))
-    variables = layer.init(jax.random.key(0), x)
+    variables = networks.initial(layer, x)
     exact = layer.apply(variables, x)
     off = {}
     for name, kind in KINDS.items():
         rewritten = rewrite(compensate(kind), layer.apply)
-        off[name] = np.abs(rewritten.apply(rewritten.init(variables, x), variables, x)[0] - exact)
+        found = jax.jit(rewritten.apply)(rewritten.init(variables, x), variables, x)[0]
+        off[name] = np.abs(found - exact)
     assert off["shifted"].max() < 1e-5
     assert off["zero point"][:, 1:-1, 1:-1].max() < 1e-5
     assert off["zero point"][:, 0].max() > 0.01
@@ -160,7 +176,7 @@ def test_padded_borders_are_exact_when_shifted_and_learned_otherwise(rng):
 def test_column_sums_of_a_dilated_input_are_refused(rng):
     layer = nn.ConvTranspose(6, (3, 3), strides=(2, 2))
     x = floats(rng, 2, 5, 4, 3)
-    variables = layer.init(jax.random.key(0), x)
+    variables = networks.initial(layer, x)
     with pytest.raises(ValueError, match=r"dilates its input.*use compensate\(shifted\(\)\)"):
         run(compensate(zero_point()), layer.apply, variables, x)
     got = run(compensate(KINDS["shifted"]), layer.apply, variables, x)
@@ -169,7 +185,7 @@ def test_column_sums_of_a_dilated_input_are_refused(rng):
 
 def run(tx, apply, params, x):
     rewritten = rewrite(tx, apply)
-    return rewritten.apply(rewritten.init(params, x), params, x, key=KEY)[0]
+    return jax.jit(rewritten.apply)(rewritten.init(params, x), params, x, key=KEY)[0]
 
 
 @pytest.mark.parametrize("make", [zero_point, shifted])
@@ -216,9 +232,9 @@ class Normed(nn.Module):
 @pytest.mark.parametrize("after", [True, False])
 def test_before_a_batchnorm_a_term_per_feature_has_no_gradient(rng, after):
     x, model = floats(rng, 16, 8, 8, 3), Normed(after)
-    variables = model.init(jax.random.key(0), x)
+    variables = networks.initial(model, x)
     apply = lambda v, x: model.apply(v, x, mutable=["batch_stats"])[0]
-    target = floats(rng, *apply(variables, x).shape)
+    target = floats(rng, 16, 8, 8, 8)
     rewritten = rewrite(at("Conv_0", compensate(bias())), apply)
     vars = rewritten.init(variables, x)
 
@@ -228,8 +244,8 @@ def test_before_a_batchnorm_a_term_per_feature_has_no_gradient(rng, after):
 
     tap = rewrite(Transform(lambda site: jnp.zeros(site.out.shape), outer), apply)
     loss = lambda r: lambda vars: jnp.mean((r.apply(vars, variables, x)[0] - target) ** 2)
-    (g,) = jax.tree.leaves(jax.grad(loss(tap))(tap.init(variables, x)))
-    (own,) = jax.grad(loss(rewritten))(vars).values()
+    (g,) = jax.tree.leaves(jax.jit(jax.grad(loss(tap)))(tap.init(variables, x)))
+    (own,) = jax.jit(jax.grad(loss(rewritten)))(vars).values()
     # The sum over a batch of 1,024 positions, next to the sum of magnitudes.
     share = float(jnp.abs(own.omega).max() / jnp.abs(g).sum((0, 1, 2)).min())
     assert share <= 1e-6 if after else share > 1e-3
@@ -271,7 +287,9 @@ def test_an_op_that_takes_the_epilogue_gets_the_term_with_it(model):
         lambda vars, p: jnp.sum(jnp.sin(rewrite(ours(inner), state.apply_fn).apply(vars, p, x)[0]))
     )
     given = Transform(lambda site: (), lambda op, s, v, k, x, w, e, **o: (op(x, w, **o), v))
-    got, want = (jax.value_and_grad(loss(t), (0, 1))(vars, state.params) for t in (taking, given))
+    got, want = (
+        jax.jit(jax.value_and_grad(loss(t), (0, 1)))(vars, state.params) for t in (taking, given)
+    )
     assert [prims[0] for prims in seen] == ["add", "add"]
     assert "tanh" in seen[0]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
@@ -285,12 +303,14 @@ def test_any_batch_is_evaluated_alike(model, name):
     vars = rewritten.init(state.params, x)
     if name != "zero point":  # beta scales with c, which is of the batch at hand
         vars = jax.tree.map(lambda v: v + jnp.float32(0.1), vars)
-    whole = rewritten.apply(vars, state.params, x)[0]
-    single = jnp.concatenate([rewritten.apply(vars, state.params, x[i : i + 1])[0] for i in (0, 5)])
-    np.testing.assert_allclose(single, whole[jnp.array([0, 5])], rtol=1e-4, atol=1e-5)
+    out = jax.jit(lambda x: rewritten.apply(vars, state.params, x)[0])
+    single = np.concatenate([out(x[i : i + 1]) for i in (0, 5)])
+    np.testing.assert_allclose(single, np.asarray(out(x))[[0, 5]], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", [optax.sgd(0.05), optax.adam(1e-3)])
+@pytest.mark.parametrize(
+    "optimizer", [optax.sgd(0.05), pytest.param(optax.adam(1e-3), marks=pytest.mark.slow)]
+)
 @pytest.mark.usefixtures("standard_promotion")
 def test_it_trains_in_an_unedited_step_and_repeats_itself(model, optimizer):
     (state, step), batch = model
@@ -358,7 +378,7 @@ def test_the_penalty_joins_through_the_optimizer(model):
         ready = attach(tx, step, fresh, *batch)
         halved = jax.tree.map(lambda v: v + jnp.float32(0.5), ready.params.sites)
         ready = ready.replace(params=ready.params._replace(sites=halved))
-        moved[name] = tx(step)(ready, *batch)[0].params
+        moved[name] = tx(jax.jit(step))(ready, *batch)[0].params
     with_, without = moved["with"], moved["without"]
     jax.tree.map(np.testing.assert_array_equal, with_.model, without.model)
     for path, own in with_.sites.items():

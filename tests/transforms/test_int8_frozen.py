@@ -38,8 +38,21 @@ def in_int8(apply, table):
     return lambda params, x: int8.apply({}, params, x)[0]
 
 
-@pytest.mark.parametrize("depthwise", [False, True])
-@pytest.mark.parametrize("shape", [(32, 32, 3), (29, 43, 1), (21, 40, 4)], ids=str)
+SLOW = pytest.mark.slow  # each case is a network of its own, which compiles for seconds
+
+
+@pytest.mark.parametrize(
+    ("shape", "depthwise"),
+    [
+        ((32, 32, 3), False),
+        ((29, 43, 1), True),
+        pytest.param((32, 32, 3), True, marks=SLOW),
+        pytest.param((29, 43, 1), False, marks=SLOW),
+        pytest.param((21, 40, 4), False, marks=SLOW),
+        pytest.param((21, 40, 4), True, marks=SLOW),
+    ],
+    ids=str,
+)
 def test_integers_are_those_of_int8_qat(shape, depthwise, rng):
     apply, params = network(rng, shape[2], [8, 20, 6], depthwise)
     x = video(rng, shape)[0]
@@ -53,7 +66,7 @@ def test_integers_are_those_of_int8_qat(shape, depthwise, rng):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
     alone = lambda params, x: conv(x, params["w0"])
     got, want = (
-        rewrite(tx, alone).apply({}, params, x)[0]
+        jax.jit(rewrite(tx, alone).apply)({}, params, x)[0]
         for tx in (
             int8_frozen(table={"w0": 2.0}, bits=5),
             int8_qat(scaling=frozen({"w0": 2.0}), bits=5, gradient_rounding=numerics.nearest),
@@ -62,9 +75,21 @@ def test_integers_are_those_of_int8_qat(shape, depthwise, rng):
     np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("depthwise", [False, True])
-@pytest.mark.parametrize("shape", [(40, 56, 3), (37, 51, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "depthwise", "seed"),
+    [
+        ((37, 51, 1), True, 0),
+        *(
+            pytest.param((40, 56, 3), *rest, marks=SLOW)
+            for rest in ((False, 0), (False, 1), (True, 0), (True, 1))
+        ),
+        *(
+            pytest.param((37, 51, 1), *rest, marks=SLOW)
+            for rest in ((True, 1), (False, 0), (False, 1))
+        ),
+    ],
+    ids=str,
+)
 def test_skipping_in_int8_is_exact_to_the_last_bit(shape, depthwise, seed):
     rng = np.random.default_rng(seed)
     apply, params = network(rng, shape[2], [6, 18, 18, 4], depthwise)

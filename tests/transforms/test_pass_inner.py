@@ -52,9 +52,20 @@ def check_effective(apply, params, state, out):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), out, wanted)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("inner", [0.0, 0.05, 0.5, 100.0, None])
-@pytest.mark.parametrize("dense_above", [0.45, 1.0])
+SLOW = pytest.mark.slow  # of the cases that compile again, or are much like another
+DENSE_ABOVE = [
+    (SHAPES[1], 1.0),
+    (SHAPES[2], 0.45),
+    *(
+        pytest.param(SHAPES[i], above, marks=SLOW)
+        for i, above in ((0, 0.45), (0, 1.0), (1, 0.45), (2, 1.0))
+    ),
+]
+INNER = [0.0, pytest.param(0.05, marks=SLOW), 0.5, pytest.param(100.0, marks=SLOW), None]
+
+
+@pytest.mark.parametrize(("shape", "dense_above"), DENSE_ABOVE, ids=str)
+@pytest.mark.parametrize("inner", INNER)
 def test_output_is_dense_of_the_effective_values(shape, inner, dense_above, rng):
     applies, params = network(rng, shape)
     apply = applies["local"]
@@ -76,8 +87,9 @@ def test_a_change_below_the_limit_is_not_passed_on(rng):
     counts = {}
     for inner in (0.0, 0.1):
         skipping = rewrite(pass_skip(patch=8, inner=inner), apply)
-        _, state = skipping.apply(skipping.init(params, frame), params, frame)
-        _, state = skipping.apply(state, params, moved)
+        step = jax.jit(skipping.apply)
+        _, state = step(skipping.init(params, frame), params, frame)
+        _, state = step(state, params, moved)
         counts[inner] = [int(a.sum()) for a in state.active]
     assert counts[0.1][0] == counts[0.0][0] > 0
     assert not any(counts[0.1][1:])
@@ -131,7 +143,7 @@ def test_key_frames_end_every_error(rng):
     assert wrong == 9
 
 
-@pytest.mark.parametrize("every", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize("every", [3, *(pytest.param(n, marks=SLOW) for n in (1, 2, 7, 1000))])
 def test_refresh_bounds_the_age_of_the_effective_input(every, rng):
     shape = SHAPES[1]
     applies, params = network(rng, shape)
@@ -235,8 +247,9 @@ def test_a_block_computed_whole_passes_on_only_what_exceeds_the_limit(rng):
     frame = video(rng, (64, 64, 2))[0]
     moved = (frame + 1e-4).at[0, 30:33, 30:33].add(5.0)  # all of it moves a little, a part far
     skipping = rewrite(pass_skip(patch=8, inner=0.05), applies["local"])
-    _, state = skipping.apply(skipping.init(params, frame), params, frame)
-    out, state = skipping.apply(state, params, moved)
+    step = jax.jit(skipping.apply)
+    _, state = step(skipping.init(params, frame), params, frame)
+    out, state = step(state, params, moved)
     assert state.active[0].all()
     assert 0 < state.active[1].mean() < 0.45
     check_effective(applies["local"], params, state, out)

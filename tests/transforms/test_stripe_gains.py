@@ -25,6 +25,8 @@ from tinyjax import (
 )
 from tinyjax.transforms.quantizers import nonzero, symbols
 
+decode = jax.jit(sgq_decode)
+
 
 def features(rng, shape):
     """After a relu; channels of different loudness."""
@@ -46,22 +48,24 @@ def test_codes_equal_the_oracle(rng, shape, size, levels):
     np.testing.assert_array_equal(code.packed, oracle.pack(q.reshape(-1, shape[-1]), levels))
     np.testing.assert_array_equal(code.gains, packed_rows(gains.reshape(-1, groups), 4))
     back = oracle.gain_dequantize(q, gains, scales, ids, levels)
-    np.testing.assert_array_equal(sgq_decode(code), back.reshape(shape))
+    np.testing.assert_array_equal(decode(code), back.reshape(shape))
     np.testing.assert_array_equal(symbols(code), q.reshape(-1, shape[-1]))
     np.testing.assert_array_equal(nonzero(code), q.reshape(shape) != 0)
     assert not code.exact
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", pytest.param("float16", marks=pytest.mark.slow), "bfloat16"]
+)
 def test_dtypes_come_back_eager_jit_and_vmap_agree(rng, dtype):
     x = jnp.asarray(features(rng, (3, 5, 8))).astype(dtype)
     encode = stripe_gains(group_size=4)
     code = jax.jit(encode)(x)
-    back = jax.jit(sgq_decode)(code)
+    back = decode(code)
     assert (back.dtype, back.shape) == (x.dtype, x.shape)
     assert (back[x == 0] == 0).all()
-    each = jax.jit(jax.vmap(lambda x: sgq_decode(encode(x[None]))[0]))(x)
     if dtype == "float32":
+        each = jax.jit(jax.vmap(lambda x: sgq_decode(encode(x[None]))[0]))(x)
         jax.tree.map(np.testing.assert_array_equal, sgq_encode(x, quantizer=encode), code)
         alone = jax.jit(lambda x: sgq_decode(encode(x)))
         for one, found in zip(x, each, strict=True):  # whose groups are its own
@@ -69,11 +73,11 @@ def test_dtypes_come_back_eager_jit_and_vmap_agree(rng, dtype):
 
 
 def test_more_levels_and_smaller_groups_are_closer(rng):
-    x = jnp.asarray(features(rng, (4, 16, 64)))
+    x = features(rng, (4, 16, 64))
 
     def lost(size, levels):
-        back = sgq_decode(jax.jit(stripe_gains(group_size=size, levels=levels))(x))
-        return float(jnp.sum((back - x) ** 2) / jnp.sum(x**2))
+        back = np.asarray(decode(jax.jit(stripe_gains(group_size=size, levels=levels))(x)))
+        return np.sum((back - x) ** 2) / np.sum(x**2)
 
     assert max(lost(16, 4), lost(4, 3)) < lost(16, 3) < 0.1
 
@@ -83,7 +87,7 @@ def test_what_it_is_not_for_comes_out_as_none(rng, bad):
     x = features(rng, (2, 3, 8))
     x[1, 2, 5] = bad
     code = jax.jit(stripe_gains(group_size=4))(x)
-    back = np.asarray(sgq_decode(code))
+    back = np.asarray(decode(code))
     lost = np.asarray(code.ids) == code.ids[5]
     assert np.isnan(back[1][:, lost]).all()
     assert np.isfinite(back[1][:, ~lost]).all()
