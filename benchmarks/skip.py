@@ -5,15 +5,21 @@
 patches of 64. Both networks are unmodified linen modules in float32, under the gate ``exact``: the
 mask is decided on the device, from the frame and the one before. Two frames take turns that differ
 in the middle of some patches, so that just these are recomputed each time; ``active`` is their
-share. The time is that of one jitted call, from the frame in memory to the output, comparison
+share.
+
+``resnet``, ``mobilenet`` and ``unet`` are the encoders of `experiments.encoders`, patches of 16. In
+them a square moves by four pixels a frame; ``active`` is its share of the area, 1 where every pixel
+changes.
+
+The time is that of one jitted call, from the frame in memory to the output, comparison
 included; the state is given away to it. Programs are called in turn, in one process; times are
 medians.
 
 Metrics of a row:
 
 ``active``
-    The share of patches that change, and ``recomputed`` the share that is computed: from the
-    default of ``dense_above`` on, all.
+    The share of patches, or of the area, that changes, and ``recomputed`` the share of cells that
+    is computed, a mean over blocks: from the default of ``dense_above`` on, all.
 ``dense_ms``, ``skip_ms``, ``speedup``
     ``jax.jit`` of the network, the same through ``pass_skip``, and the median over the rounds of
     one over the other.
@@ -24,7 +30,9 @@ Metrics of a row:
     largest output.
 """
 
+import math
 from collections.abc import Callable
+from itertools import cycle
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -35,25 +43,64 @@ import numpy as np
 
 from benchmarks.int8 import FUSION_OFF
 from experiments import measure
+from experiments.encoders import MobileNetEncoder, ResNetEncoder, UNet
 from experiments.models import Backbone
 from tinyjax import pass_skip, rewrite
 
 __all__ = ["ACTIVE", "CASES", "Case", "run"]
 
 ACTIVE = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
+AREAS = (0.0, 0.05, 0.1, 0.25, 1.0)
+
+
+def _patches(frame: np.ndarray, patch: int, share: float) -> list[np.ndarray]:
+    """Two frames that differ in the middle of a share of the patches, chosen at random."""
+    rows, cols = frame.shape[1] // patch, frame.shape[2] // patch
+    rng = np.random.default_rng(1)
+    chosen = rng.permutation(rows * cols)[: round(share * rows * cols)]
+    middle = np.arange(-patch // 8, patch // 8)  # no window of another patch reaches so far
+    other = frame.copy()
+    for row, col in zip(*np.divmod(chosen, cols), strict=True):
+        y, x = (patch * place + patch // 2 + middle for place in (row, col))
+        other[:, y[:, None], x[None]] += 1.0
+    return [frame, other]
+
+
+def _square(frame: np.ndarray, patch: int, area: float) -> list[np.ndarray]:
+    """Frames over which a square of this area goes to and fro, four pixels at a time."""
+    del patch
+    if area == 1:
+        return [frame, frame + 1]
+    h, w = frame.shape[1:3]
+    side = round(math.sqrt(area * h * w))
+    square = np.random.default_rng(1).normal(size=(side, side, frame.shape[3]))
+    found = []
+    for step in (0, 1, 2, 3, 4, 3, 2, 1):
+        row, col = h // 5 + 4 * step, w // 4 + 4 * step
+        found.append(frame.copy())
+        inside = found[-1][0, row : row + side, col : col + side]
+        inside[:] = square[: inside.shape[0], : inside.shape[1]]
+    return found
 
 
 class Case(NamedTuple):
-    """A network, the size of its frames, and the side of a patch."""
+    """A network, the size of its frames, the side of a patch, and what moves in them."""
 
     model: nn.Module
     frame: tuple[int, int, int]
     patch: int
+    video: Callable[[np.ndarray, int, float], list[np.ndarray]] = _square
+    shares: tuple[float, ...] = AREAS
 
 
 CASES = {
-    "block": Case(Backbone(widths=(64,) * 4, strides=(1,) * 4), (128, 128, 64), 16),
-    "backbone": Case(Backbone(), (576, 768, 3), 64),
+    "block": Case(
+        Backbone(widths=(64,) * 4, strides=(1,) * 4), (128, 128, 64), 16, _patches, ACTIVE
+    ),
+    "backbone": Case(Backbone(), (576, 768, 3), 64, _patches, ACTIVE),
+    "resnet": Case(ResNetEncoder(), (512, 512, 3), 16),
+    "mobilenet": Case(MobileNetEncoder(), (256, 256, 3), 16),
+    "unet": Case(UNet(), (256, 256, 3), 16),
 }
 
 
@@ -79,8 +126,9 @@ def run(name: str, *, rounds: int = 15, shrink: int = 1) -> list[dict[str, Any]]
     step = jax.jit(lambda *args: skipping.apply(*args)[::-1], donate_argnums=0)
     skip = step.lower(state, params, frame).compile()
     return [
-        {"case": name, **_row(dense, skip, state, params, frame, case.patch, share, rounds)}
-        for share in ACTIVE
+        {"case": name, "active": share}
+        | _row(dense, skip, state, params, case.video(frame, case.patch, share), rounds)
+        for share in case.shares
     ]
 
 
@@ -89,25 +137,22 @@ def _row(
     skip: Any,
     state: Any,
     params: Any,
-    frame: np.ndarray,
-    patch: int,
-    share: float,
+    video: list[np.ndarray],
     rounds: int,
 ) -> dict[str, Any]:
-    """The metrics at one share of active patches."""
-    frames = [jnp.asarray(x) for x in _pair(frame, patch, share)]
+    """The metrics over the frames of a video, again and again."""
+    frames = [jnp.asarray(x) for x in video]
     wanted = [dense["dense"](params, x) for x in frames]
-    video = _Video(skip, jax.tree.map(jnp.copy, state), params, frames)
-    errors = [float(jnp.abs(video() - wanted[i % 2]).max()) for i in range(4)]
+    played = _Played(skip, jax.tree.map(jnp.copy, state), params, frames)
+    errors = [float(jnp.abs(played() - want).max()) for want in 2 * wanted]
     calls: dict[str, Callable[[], Any]] = {
         key: lambda program=program: program(params, frames[0]) for key, program in dense.items()
     }
-    seconds = measure.interleaved({**calls, "skip": video}, rounds)
+    seconds = measure.interleaved({**calls, "skip": played}, rounds)
     ms = {f"{key}_ms": 1e3 * median(taken) for key, taken in seconds.items()}
     best = min(dense, key=lambda key: ms[f"{key}_ms"])
     return {
-        "active": share,
-        "recomputed": float(np.mean([np.mean(cells) for cells in video.state.active])),
+        "recomputed": float(np.mean([np.mean(cells) for cells in played.state.active])),
         **ms,
         "speedup": measure.ratio(seconds["dense"], seconds["skip"]),
         "speedup_best": measure.ratio(seconds[best], seconds["skip"]),
@@ -117,28 +162,12 @@ def _row(
     }
 
 
-def _pair(frame: np.ndarray, patch: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Two frames that differ in the middle of a share of the patches, chosen at random."""
-    rows, cols = frame.shape[1] // patch, frame.shape[2] // patch
-    rng = np.random.default_rng(1)
-    chosen = rng.permutation(rows * cols)[: round(share * rows * cols)]
-    middle = np.arange(-patch // 8, patch // 8)  # no window of another patch reaches so far
-    other = frame.copy()
-    for row, col in zip(*np.divmod(chosen, cols), strict=True):
-        y, x = (patch * place + patch // 2 + middle for place in (row, col))
-        other[:, y[:, None], x[None]] += 1.0
-    return frame, other
-
-
-class _Video:
-    """Two frames in turn through a program that carries its state."""
+class _Played:
+    """Frames in turn through a program that carries its state."""
 
     def __init__(self, program: Any, state: Any, params: Any, frames: list[jax.Array]) -> None:
-        self.program, self.state, self.params, self.frames = program, state, params, frames
-        self.turn = 0
+        self.program, self.state, self.params, self.frames = program, state, params, cycle(frames)
 
     def __call__(self) -> jax.Array:
-        frame = self.frames[self.turn % 2]
-        self.turn += 1
-        self.state, out = self.program(self.state, self.params, frame)
+        self.state, out = self.program(self.state, self.params, next(self.frames))
         return out

@@ -52,7 +52,10 @@ def costs(jaxpr: Any, grids: Sequence[Sequence[int]]) -> Costs:
 
 
 def _choices(jaxpr: Any) -> tuple[list[Block], int]:
-    """The choices between a block and its patches, and multiply-accumulates outside of them."""
+    """The choices between a block and its patches, and multiply-accumulates outside of them.
+
+    A choice whose second branch holds other choices is one between the whole network and blocks.
+    """
     found, outside = [], 0
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         inner = [j for value in eqn.params.values() for j in _jaxprs(value)]
@@ -61,8 +64,12 @@ def _choices(jaxpr: Any) -> tuple[list[Block], int]:
             features = eqn.params["dimension_numbers"].rhs_spec[0]
             outside += out.size * kernel.size // kernel.shape[features]
         elif eqn.primitive.name == "cond":
-            sparse, whole = map(_spent, inner)  # false, true
-            found += [Block(whole, sparse)] if sparse and whole else []
+            sparse, whole = inner  # false, true
+            blocks, rest = _choices(sparse)
+            loops = [turn for turn in _turns(sparse) if turn]
+            if not blocks and loops:
+                blocks, rest = [Block(_choices(whole)[1], min(loops))], 0
+            found, outside = found + blocks, outside + rest
         else:
             for each in inner:
                 blocks, rest = _choices(each)
@@ -70,10 +77,16 @@ def _choices(jaxpr: Any) -> tuple[list[Block], int]:
     return found, outside
 
 
-def _spent(jaxpr: Any) -> int:
-    """Multiply-accumulates; a choice inside is one between patches at the border and others."""
-    found, outside = _choices(jaxpr)
-    return outside + sum(block.patch for block in found)
+def _turns(jaxpr: Any) -> list[int]:
+    """Multiply-accumulates in a turn of each loop, of which one takes a patch, others several."""
+    found = []
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        inner = [j for value in eqn.params.values() for j in _jaxprs(value)]
+        if eqn.primitive.name in ("while", "scan"):
+            found.append(sum(_choices(each)[1] for each in inner))
+        else:
+            found += [turn for each in inner for turn in _turns(each)]
+    return found
 
 
 def _jaxprs(value: Any) -> list[Any]:

@@ -124,7 +124,7 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
     programs = {"dense": turns.prepared(_dense, tuple, params, first)}
     shape = jax.eval_shape(_floats, first)
     for name, gate in (("exact", exact), ("threshold", threshold(config.threshold))):
-        skipping = rewrite(pass_skip(patch=config.patch, gate=gate), Backbone().apply)
+        skipping = rewrite(pass_skip(patch=config.patch, fuse=False, gate=gate), Backbone().apply)
         fresh = partial(turns.begun, skipping, params, shape)
         programs[name] = turns.prepared(partial(_skip, skipping.apply), fresh, params, first)
     costs = turns.costs(skipping, fresh, params, shape)

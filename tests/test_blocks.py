@@ -141,17 +141,17 @@ class Encoder(nn.Module):
         return {"map": x, "class": nn.Dense(5)(x.mean((1, 2)))}
 
 
-@pytest.mark.parametrize(("patch", "count"), [(16, 3), (32, 1)])
-def test_an_unmodified_model_with_several_blocks_and_a_head(patch, count, rng):
+@pytest.mark.parametrize(("patch", "fuse"), [(16, False), (32, True)])
+def test_an_unmodified_model_with_several_blocks_and_a_head(patch, fuse, rng):
     model = Encoder()
     frames = video(rng, (101, 130, 3), frames=6)
     variables = model.init(jax.random.key(0), frames[0])
     dense = jax.jit(model.apply)
-    for x, out, _, state in follow(model.apply, variables, frames, patch=patch):
+    for x, out, _, state in follow(model.apply, variables, frames, patch=patch, fuse=fuse):
         want = dense(variables, x)
         assert close(out["map"], want["map"], 1e-6)
         assert close(out["class"], want["class"], 1e-6)
-        assert len(state.active) == count
+        assert fuse or len(state.active) == 5  # one for each convolution
 
 
 def weights(*shapes):

@@ -50,7 +50,7 @@ def clip_error(skipping, apply, params, frames, limits):
 def test_limits_keep_the_error_and_save_cells(shape, rng):
     apply, params = deep(rng, shape)
     frames = list(waving(rng, shape))
-    skipping = rewrite(pass_skip(patch=8, gate=threshold(0.02), dense_above=1.0), apply)
+    skipping = rewrite(pass_skip(patch=8, fuse=False, gate=threshold(0.02), dense_above=1.0), apply)
     zero = skipping.init(params, frames[0]).limits
     found, shares = {}, []
     for tolerance in (0.01, 0.02, 0.1):
@@ -70,7 +70,7 @@ def test_limits_keep_the_error_and_save_cells(shape, rng):
 def test_what_the_input_gate_alone_does_wrong_is_refused(rng):
     apply, params = deep(rng, (24, 24, 1))
     frames = [jnp.ones((1, 24, 24, 1)), jnp.ones((1, 24, 24, 1)) * 1.5]
-    skipping = rewrite(pass_skip(patch=8, gate=threshold(1.0)), apply)
+    skipping = rewrite(pass_skip(patch=8, fuse=False, gate=threshold(1.0)), apply)
     with pytest.raises(ValueError, match=r"before any inner limit, more than 0\.001") as error:
         inner_limits(skipping, apply, params, frames, tolerance=0.001)
     one_sentence(error)

@@ -82,10 +82,11 @@ def test_blocks_cost_what_the_network_costs(network, shape, patch):
 
 def test_a_patch_costs_its_margins_too():
     layers = Backbone(widths=(8, 8, 8), strides=(1, 1, 1))
-    costs, _ = costs_of(*on_shapes(layers, (32, 32, 8)), 16)
+    costs, [grid] = costs_of(*on_shapes(layers, (32, 32, 8)), 16)
     (alone,), tail = costs
-    # 16x16 outputs of the last layer need 18x18 of the one before, these 20x20.
-    assert alone.patch == 9 * 8 * 8 * (16**2 + 18**2 + 20**2)
+    side = 32 // grid[0]
+    # So many outputs of the last layer need two more, each way, of the one before, and so on.
+    assert alone.patch == 9 * 8 * 8 * (side**2 + (side + 2) ** 2 + (side + 4) ** 2)
     assert tail == 0
     some = np.zeros((4, 6), bool)
     some[0, :2] = True

@@ -182,14 +182,13 @@ class Transform(NamedTuple):
 class BlockTransform(NamedTuple):
     """Computes runs of sites over a sequence of frames differently; carries state between frames.
 
-    :func:`tinyjax.rewrite` takes it as it takes a :class:`Transform`. What a block is, and how a
-    function is divided into blocks, is in ``tinyjax.blocks``.
+    :func:`tinyjax.rewrite` takes it as it takes a :class:`Transform`. Blocks: ``tinyjax.blocks``.
 
     Attributes:
-      patch: side of the square patches that blocks are cut into, in positions of a block's input.
+      patch: side of a frame's square patches, and about that of the cells of blocks.
       init: ``init(blocks) -> vars``: the state before the first frame.
-      call: ``call(blocks, vars, values) -> (outs, vars)``: the function's outputs from the values
-        of its inputs.
+      call: ``call(blocks, vars, values) -> (outs, vars)``: outputs from the values of inputs.
+      fuse: whether several products may share a block.
 
     Example:
       >>> import tinyjax
@@ -200,6 +199,7 @@ class BlockTransform(NamedTuple):
     patch: int
     init: Callable[[Any], Vars]
     call: Callable[[Any, Vars, Sequence[Any]], tuple[list[Any], Vars]]
+    fuse: bool = True
 
     def __call__(self, step: TrainStep) -> TrainStep:
         raise ValueError(

@@ -7,7 +7,9 @@ test suite runs on jax 0.10.2 and on the newest release.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +34,8 @@ __all__ = [
     "bodies",
     "body",
     "checkpointed",
+    "custom",
+    "entering",
     "equations",
     "inner_jaxprs",
     "inside",
@@ -53,6 +57,7 @@ KINDS = {CONV: "conv", DOT: "dot"}
 CONSTRAINT = "layout_constraint"
 CALLS = frozenset({"jit", "pjit", "closed_call", "core_call"})  # entered: they only group equations
 CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
+_MARK = "custom_derivative:"  # in the name stack of what was inside
 REMAT = frozenset({"remat2", "checkpoint", "remat"})  # kept: they carry the user's memory policy
 LOOPS = frozenset({"scan", "while", "cond"})  # one body, many or conditional executions
 # Primitives through which an array stays the same weight: laid out, placed or named differently,
@@ -141,6 +146,22 @@ def body(eqn: Eqn) -> tuple[Jaxpr, Sequence[Any]]:
     """The one inner jaxpr of a call, opened, with the values of its constants."""
     (only,) = bodies(eqn)
     return only
+
+
+def entering(eqn: Eqn) -> Any:
+    """A context in which the equations of a call are bound that is entered; see :func:`custom`."""
+    if eqn.primitive.name not in CUSTOM:
+        return contextlib.nullcontext()
+    source = body(eqn)[0].debug_info.func_src_info or "a function without a name"
+    name, _, place = source.partition(" at ")
+    own = place.startswith(str(pathlib.Path(jax.__file__).parent))
+    return jax.named_scope(f"{_MARK}{'jax.' if own else ''}{name}")
+
+
+def custom(eqn: Eqn) -> str | None:
+    """The function whose custom derivative was lost when it was entered; jax's own as ``jax.f``."""
+    found = [part for part in str(eqn.source_info.name_stack).split("/") if part.startswith(_MARK)]
+    return found[0].removeprefix(_MARK) if found else None
 
 
 def checkpointed(eqn: Eqn, fun: Callable[..., Any]) -> Callable[..., Any]:

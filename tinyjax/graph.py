@@ -90,7 +90,8 @@ def _enter(
     for eqn in jaxpr.eqns:
         ins = [compat.read(env, v) for v in eqn.invars]
         if eqn.primitive.name in names:
-            outs = _enter(names, *compat.body(eqn), *ins)
+            with compat.entering(eqn):
+                outs = _enter(names, *compat.body(eqn), *ins)
         elif eqn.primitive.name in compat.REMAT:
             region = functools.partial(_enter, names, *compat.body(eqn))
             outs = compat.checkpointed(eqn, region)(*ins)

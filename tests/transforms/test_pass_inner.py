@@ -1,5 +1,7 @@
 """pass_skip: gates inside the network, key frames, refresh, and what its state survives."""
 
+import functools
+
 import flax.serialization
 import jax
 import jax.numpy as jnp
@@ -34,7 +36,7 @@ def network(rng, shape):
 
 def divided(apply, params, frame, patch=8):
     flat = graph.flatten(apply, params, (frame,), {}, compat.CALLS | compat.CUSTOM)
-    return divide(flat, patch), flat
+    return divide(flat, patch, fuse=False), flat
 
 
 def check_effective(apply, params, state, out):
@@ -73,7 +75,7 @@ def test_output_is_dense_of_the_effective_values(shape, inner, dense_above, rng)
     tensors = len(gated(divided(apply, params, frames[0])[0]))
     assert tensors > 1
     inner = rng.random(tensors) if inner is None else inner
-    options = dict(patch=8, gate=threshold(0.3), inner=inner, dense_above=dense_above)
+    options = dict(patch=8, fuse=False, gate=threshold(0.3), inner=inner, dense_above=dense_above)
     for _, out, of_ref, state in follow(apply, params, frames, **options):
         check_effective(apply, params, state, out)
         if np.max(inner) == 0:
@@ -86,7 +88,7 @@ def test_a_change_below_the_limit_is_not_passed_on(rng):
     moved = frame.at[0, 32, 32].add(0.01)
     counts = {}
     for inner in (0.0, 0.1):
-        skipping = rewrite(pass_skip(patch=8, inner=inner), apply)
+        skipping = rewrite(pass_skip(patch=8, fuse=False, inner=inner), apply)
         step = jax.jit(skipping.apply)
         _, state = step(skipping.init(params, frame), params, frame)
         _, state = step(state, params, moved)
@@ -99,7 +101,7 @@ def test_a_change_below_the_limit_is_not_passed_on(rng):
 def test_limits_change_without_another_compilation(rng):
     applies, params = network(rng, SHAPES[0])
     frames = video(rng, SHAPES[0])
-    skipping, traces = rewrite(pass_skip(patch=8), applies["local"]), []
+    skipping, traces = rewrite(pass_skip(patch=8, fuse=False), applies["local"]), []
 
     @jax.jit
     def step(state, x):
@@ -117,7 +119,9 @@ def test_nan_passes_every_limit(rng):
     applies, params = network(rng, SHAPES[0])
     frame = video(rng, SHAPES[0])[0]
     hurt = frame.at[0, 20, 20, 0].set(jnp.nan)
-    found = list(follow(applies["local"], params, [frame, hurt, frame], patch=8, inner=50.0))
+    found = list(
+        follow(applies["local"], params, [frame, hurt, frame], patch=8, fuse=False, inner=50.0)
+    )
     for _, out, of_ref, _ in found:
         np.testing.assert_array_equal(np.isnan(out), np.isnan(of_ref))
     assert np.isnan(found[1][1]).any()
@@ -129,7 +133,7 @@ def test_key_frames_end_every_error(rng):
     applies, params = network(rng, shape)
     base = video(rng, shape)[0]
     frames = [base + jnp.float32(0.01 * t) for t in range(13)]
-    options = dict(patch=8, gate=threshold(0.2), inner=0.3, key_every=4)
+    options = dict(patch=8, fuse=False, gate=threshold(0.2), inner=0.3, key_every=4)
     dense, wrong = jax.jit(applies["local"]), 0
     found = follow(applies["local"], params, frames, **options)
     for t, (x, out, _, state) in enumerate(found):
@@ -150,7 +154,7 @@ def test_refresh_bounds_the_age_of_the_effective_input(every, rng):
     base = video(rng, shape)[0]
     frames = [base + jnp.float32(0.001 * t) for t in range(3 * min(every, 7) + 2)]
     frames[4] = frames[4].at[0, :9, :9].add(9.0)
-    options = dict(patch=8, gate=threshold(1.0), refresh_every=every, dense_above=1.0)
+    options = dict(patch=8, fuse=False, gate=threshold(1.0), refresh_every=every, dense_above=1.0)
     found = follow(applies["local"], params, frames, **options)
     for t, (x, out, of_ref, state) in enumerate(found):
         assert state.age.max() < every
@@ -166,7 +170,7 @@ def test_a_ramp_of_1000_frames_stays_within_its_limits(rng):
     shape = (24, 25, 1)
     applies, params = network(rng, shape)
     apply, base = applies["local"], rng.normal(size=(1, *shape)).astype(np.float32)
-    skipping = rewrite(pass_skip(patch=8, gate=threshold(0.05), inner=0.05), apply)
+    skipping = rewrite(pass_skip(patch=8, fuse=False, gate=threshold(0.05), inner=0.05), apply)
     step = jax.jit(skipping.apply)
     state = skipping.init(params, base)
     worst, taken = 0.0, 0
@@ -184,7 +188,7 @@ def test_a_ramp_of_1000_frames_stays_within_its_limits(rng):
 def test_an_update_of_the_weights_takes_the_frame_whole(rng):
     applies, params = network(rng, SHAPES[0])
     apply, frame = applies["with a tail"], video(rng, SHAPES[0])[0]
-    skipping = rewrite(pass_skip(patch=8), apply)
+    skipping = rewrite(pass_skip(patch=8, fuse=False), apply)
     step = jax.jit(skipping.apply)
     _, state = step(skipping.init(params, frame), params, frame)
     _, state = step(state, params, frame)
@@ -195,7 +199,8 @@ def test_an_update_of_the_weights_takes_the_frame_whole(rng):
     ):
         out, after = step(state, changed, frame)
         assert all(a.all() for a in after.active)
-        jax.tree.map(np.testing.assert_array_equal, out, jax.jit(apply)(changed, frame))
+        wanted = jax.jit(apply)(changed, frame)  # whose mean may be rounded in another order
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), out, wanted)
         _, after = step(after, changed, frame)
         assert not any(a.any() for a in after.active)
 
@@ -203,7 +208,9 @@ def test_an_update_of_the_weights_takes_the_frame_whole(rng):
 def test_a_stream_goes_on_from_a_saved_state(rng):
     applies, params = network(rng, SHAPES[1])
     frames = video(rng, SHAPES[1])
-    options = dict(patch=8, gate=threshold(0.3), inner=0.2, refresh_every=3, key_every=5)
+    options = dict(
+        patch=8, fuse=False, gate=threshold(0.3), inner=0.2, refresh_every=3, key_every=5
+    )
     skipping = rewrite(pass_skip(**options), applies["with a tail"])
     step = jax.jit(skipping.apply)
     state = skipping.init(params, frames[0])
@@ -236,8 +243,8 @@ def test_options_out_of_range_are_refused(options, message):
 def test_limits_must_be_as_many_as_tensors(rng):
     applies, params = network(rng, SHAPES[0])
     frame = jnp.zeros((1, *SHAPES[0]))
-    skipping = rewrite(pass_skip(patch=8, inner=[0.1] * 9), applies["local"])
-    with pytest.raises(ValueError, match="inner has 9 limits, and 3 tensors lie") as error:
+    skipping = rewrite(pass_skip(patch=8, fuse=False, inner=[0.1] * 9), applies["local"])
+    with pytest.raises(ValueError, match="inner has 9 limits, and 4 tensors lie") as error:
         skipping.init(params, frame)
     one_sentence(error)
 
@@ -246,7 +253,7 @@ def test_a_block_computed_whole_passes_on_only_what_exceeds_the_limit(rng):
     applies, params = network(rng, (64, 64, 2))
     frame = video(rng, (64, 64, 2))[0]
     moved = (frame + 1e-4).at[0, 30:33, 30:33].add(5.0)  # all of it moves a little, a part far
-    skipping = rewrite(pass_skip(patch=8, inner=0.05), applies["local"])
+    skipping = rewrite(pass_skip(patch=8, fuse=False, inner=0.05), applies["local"])
     step = jax.jit(skipping.apply)
     _, state = step(skipping.init(params, frame), params, frame)
     out, state = step(state, params, moved)

@@ -80,16 +80,17 @@ def test_threshold_bounds_a_drift_for_ever(rng):
 def test_what_is_skipped_is_not_computed(rng):
     apply, params, shape = a_chain(rng)
     frame = video(rng, shape)[0]
-    skipping = rewrite(pass_skip(patch=16), apply)
+    skipping = rewrite(pass_skip(patch=16, fuse=False), apply)
     step = jax.jit(skipping.apply)
     _, state = step(skipping.init(params, frame), params, frame)
-    planted = state._replace(cuts=tuple(jnp.full_like(c, 7.0) for c in state.cuts))
+    planted = state._replace(cuts=(*state.cuts[:-1], jnp.full_like(state.cuts[-1], 7.0)))
     out, same = step(planted, params, frame)
     assert (out == 7.0).all()
     assert not any(a.any() for a in same.active)
     out, changed = step(planted, params, frame.at[0, 24, 40].add(1.0))  # inside patch (1, 2)
-    assert changed.active[0].sum() == 1
-    assert changed.active[0][1, 2]
+    for active in changed.active:
+        assert active.sum() == 1
+        assert active[1, 2]
     fresh = np.asarray(out[0] != 7.0).any(-1)
     np.testing.assert_array_equal(np.argwhere(fresh).min(0), (8, 16))
     np.testing.assert_array_equal(np.argwhere(fresh).max(0), (15, 23))
@@ -100,7 +101,7 @@ def test_a_change_that_dies_out_wakes_nothing_behind_it(rng):
     params = jnp.asarray(rng.normal(size=(5, 5, 2, 2)), jnp.float32)
     apply = lambda w, x: conv(nn.relu(conv(x, w) - 1e6), w)  # the relu lets nothing through
     frame = video(rng, (64, 64, 2))[0]
-    skipping = rewrite(pass_skip(patch=8), apply)
+    skipping = rewrite(pass_skip(patch=8, fuse=False), apply)
     _, state = skipping.apply(skipping.init(params, frame), params, frame)
     _, state = skipping.apply(state, params, frame.at[0, 32, 32].add(1.0))
     first, second = state.active
@@ -110,7 +111,7 @@ def test_a_change_that_dies_out_wakes_nothing_behind_it(rng):
 
 def test_one_compilation_for_300_masks(rng):
     apply, params, shape = a_chain(rng)
-    skipping = rewrite(pass_skip(patch=16, gate=threshold(0.1)), apply)
+    skipping = rewrite(pass_skip(patch=16, gate=threshold(0.1), fuse=False), apply)
     traces = []
 
     @jax.jit
@@ -241,13 +242,3 @@ def test_functions_without_blocks_are_refused(rng):
         one_sentence(error)
     with pytest.raises(ValueError, match="expected one frame"):
         rewrite(pass_skip(patch=16), lambda w, x, y: conv(x, w) + y).init(w, frame, frame)
-
-
-def test_derivatives_are_refused_in_one_sentence(rng):
-    apply, params, shape = a_chain(rng)
-    frame = jnp.zeros((1, *shape))
-    skipping = rewrite(pass_skip(patch=16), apply)
-    state = skipping.init(params, frame)
-    with pytest.raises(ValueError, match="for inference only: differentiate") as error:
-        jax.grad(lambda p: skipping.apply(state, p, frame)[0].sum())(params)
-    one_sentence(error)

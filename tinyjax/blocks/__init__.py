@@ -1,11 +1,14 @@
 """Runs of local operations over frames: what they are, how they are cut, how cells are computed."""
 
-from tinyjax.blocks.divide import Block, Blocks, divide
+from tinyjax.blocks.backward import no_cotangents, pull_back
+from tinyjax.blocks.divide import Blocks, divide
 from tinyjax.blocks.local import Geometry, Halo, Layout, Step, local, widen
+from tinyjax.blocks.network import run_blocks
 from tinyjax.blocks.over import over_blocks
+from tinyjax.blocks.partition import Block
 from tinyjax.blocks.state import SkipState, begin_state, fits, gated, oldest, sample, tiling
 from tinyjax.blocks.sweep import active_cells, effective_input, run_block
-from tinyjax.blocks.windows import begin, corner, finish, run_frame, run_window
+from tinyjax.blocks.windows import begin, corner, finish, run_before, run_frame, run_window
 
 __all__ = [
     "Block",
@@ -25,9 +28,13 @@ __all__ = [
     "fits",
     "gated",
     "local",
+    "no_cotangents",
     "oldest",
     "over_blocks",
+    "pull_back",
+    "run_before",
     "run_block",
+    "run_blocks",
     "run_frame",
     "run_window",
     "sample",

@@ -1,31 +1,23 @@
 """Divides a forward function over frames into blocks, cells and halos; evaluates nothing.
 
-A *block* is a run of local operations between two tensors that are kept from frame to frame. It is
-cut into *cells*, one per patch. The halo of every tensor in it follows from what is behind it.
+A *block* is a run of local operations between tensors that are kept from frame to frame. It is cut
+into *cells*. The halo of every tensor in it follows from what is behind it. What is not local is
+computed in full for every frame, and blocks may begin again at what it gives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 from tinyjax import compat, graph
-from tinyjax.blocks.local import Halo, Layout, Step, Var, local, widen
-from tinyjax.numerics.patches import Pair, tiles
+from tinyjax.blocks.local import Layout, Step, Var, local
+from tinyjax.blocks.partition import Block, partition
+from tinyjax.numerics.patches import Pair
 
-__all__ = ["Block", "Blocks", "divide"]
-
-
-class Block(NamedTuple):
-    """A run of local operations, cut into cells."""
-
-    steps: tuple[Step, ...]
-    ins: tuple[Var, ...]
-    outs: tuple[Var, ...]  # all of one layout
-    cells: dict[Var, Pair]  # tensor -> positions of a cell
-    halos: dict[Var, Halo]  # tensor -> what a window of it holds around its cell
-    sizes: dict[Var, Pair]  # tensor -> height and width
-    grid: Pair  # rows and columns of cells
+__all__ = ["Blocks", "divide"]
 
 
 class Blocks(NamedTuple):
@@ -35,45 +27,62 @@ class Blocks(NamedTuple):
     frame: Var
     early: list[compat.Eqn]  # see no frame
     blocks: list[Block]
-    tail: list[compat.Eqn]  # evaluated in full for every frame
+    tail: list[compat.Eqn]  # behind the blocks; evaluated in full for every frame
+    between: list[Var]  # what is evaluated in full before a block, and read by one or by the tail
 
 
-def divide(flat: graph.Flat, patch: int) -> Blocks:
+def divide(flat: graph.Flat, patch: int, fuse: bool = True) -> Blocks:
     """Divides a traced function into blocks.
-
-    A block ends before the operation with which its halos, before and after a cell together, would
-    exceed half a cell, unless that is its first product, or with which its cells would no longer
-    fit. ``patch`` is the side of a cell at the block's input.
 
     Args:
       flat: the function, custom derivatives entered.
-      patch: positions.
+      patch: about the side of a cell, in positions of the finest tensor of its block.
+      fuse: whether several products may share a block, and cells be larger or smaller.
 
     Raises:
       ValueError: if there is not exactly one frame ``[1, h, w, c]``, if it is smaller than a
         patch, or if no block begins at it.
     """
-    jaxpr = flat.jaxpr
-    frame = _frame(flat, patch)
+    jaxpr, frame = flat.jaxpr, _frame(flat, patch)
     shape = frame.aval.shape
-    layouts = {frame: Layout(shape[1:3], (1, 1))}
-    live = _live(jaxpr)
-    early, steps, tail = _sort(live, frame, layouts)
-    readers = graph.readers(jaxpr, live)
+    layouts = {frame: Layout(shape[1:3], (Fraction(1), Fraction(1)))}
+    steps, framed = _sort(jaxpr.eqns, frame, layouts, patch)
+    steps = _live(steps, jaxpr.outvars)
+    late = [step for step in steps if not framed.isdisjoint(step.made)]
+    readers = _readers(late, jaxpr.outvars)
     blocks: list[Block] = []
-    while steps:
-        block = _longest(steps, layouts, readers, patch)
-        if block is None:
-            break
-        blocks.append(block)
-        steps = steps[len(block.steps) :]
-    if not blocks:
+    before: list[Step] = []
+    spreads = _spreads(late, frame, layouts)
+    feeding = _feeding(late)
+    for run in _runs(late, feeding):
+        for part in partition(run, layouts, readers, spreads, patch, fuse) if run[0].reads else run:
+            if isinstance(part, Step):
+                before.append(part)
+            else:
+                shared = _shared(part, framed, layouts)
+                eqns = tuple(eqn for step in before for eqn in step.eqns)
+                blocks.append(part._replace(before=eqns, shared=shared))
+                before = []
+    full = {v for block in blocks for eqn in block.before for v in eqn.outvars}
+    if not any(full.isdisjoint((*block.ins, *block.shared)) for block in blocks):
         raise ValueError(
             f"no product of this function can be computed in patches of {patch}: it must read the "
             f"frame {shape} through local operations only, and its strides divide the patch"
         )
-    rest = {id(step.eqn) for step in steps} | {id(eqn) for eqn in tail}
-    return Blocks(jaxpr, frame, early, blocks, [eqn for eqn in jaxpr.eqns if id(eqn) in rest])
+    skipped = {
+        id(eqn) for b in blocks for eqn in (*b.before, *(e for s in b.steps for e in s.eqns))
+    }
+    tail = [step for step in late if id(step.eqn) not in skipped]
+    wanted = {v for block in blocks for v in (*block.ins, *block.shared)}
+    wanted |= {v for step in tail for v in step.needs} | set(_variables(jaxpr.outvars))
+    return Blocks(
+        jaxpr,
+        frame,
+        [eqn for step in steps if framed.isdisjoint(step.made) for eqn in step.eqns],
+        blocks,
+        [eqn for step in tail for eqn in step.eqns],
+        [v for step in late for v in step.made if v in full and v in wanted],
+    )
 
 
 def _frame(flat: graph.Flat, patch: int) -> Var:
@@ -93,95 +102,104 @@ def _frame(flat: graph.Flat, patch: int) -> Var:
 
 
 def _sort(
-    eqns: Sequence[compat.Eqn], frame: Var, layouts: dict[Var, Layout]
-) -> tuple[list[compat.Eqn], list[Step], list[compat.Eqn]]:
-    """The equations that see no frame, the local operations, all others; fills in ``layouts``."""
-    early: list[compat.Eqn] = []
+    eqns: Sequence[compat.Eqn], frame: Var, layouts: dict[Var, Layout], patch: int
+) -> tuple[list[Step], set[Var]]:
+    """All equations as steps, local or in full, and what depends on the frame."""
     steps: list[Step] = []
-    tail: list[compat.Eqn] = []
     framed, makers = {frame}, {}
     for eqn in eqns:
-        if not any(not compat.is_literal(v) and v in framed for v in eqn.invars):
-            early.append(eqn)
-            makers.update(dict.fromkeys(eqn.outvars, eqn))
-            continue
-        framed.update(eqn.outvars)
-        found = local(eqn, layouts, framed, makers)
-        if found is None:
-            tail.append(eqn)
-        else:
-            step, layouts[step.out] = found
-            steps.append(step)
-    return early, steps, tail
+        step = Step((eqn,))
+        if not framed.isdisjoint(_variables(eqn.invars)):
+            framed.update(eqn.outvars)
+            found = local(eqn, layouts, framed, makers)
+            if found is not None:
+                step, layouts[step.out] = found
+            else:
+                layouts.update(_begun_again(eqn, layouts, frame, patch))
+        makers.update(dict.fromkeys(eqn.outvars, eqn))
+        steps.append(step)
+    return steps, framed
 
 
-def _live(jaxpr: compat.Jaxpr) -> list[compat.Eqn]:
-    """The equations that something depends on."""
-    live = {v for v in jaxpr.outvars if not compat.is_literal(v)}
-    found = []
-    for eqn in reversed(jaxpr.eqns):
-        if eqn.effects or live & set(eqn.outvars):
-            found.append(eqn)
-            live.update(v for v in eqn.invars if not compat.is_literal(v))
+def _begun_again(
+    eqn: compat.Eqn, layouts: Mapping[Var, Layout], frame: Var, patch: int
+) -> dict[Var, Layout]:
+    """Layouts of frames that an equation makes in full, as those of tensors of the same size."""
+    found = {}
+    for v in eqn.outvars:
+        shape = v.aval.shape
+        if len(shape) == 4 and shape[0] == 1 and min(shape[1:3]) >= patch:
+            h, w = frame.aval.shape[1:3]
+            scale = Fraction(h, shape[1]), Fraction(w, shape[2])
+            alike = (layout for layout in layouts.values() if layout.size == shape[1:3])
+            found[v] = next(alike, Layout(shape[1:3], scale))
+    return found
+
+
+def _live(steps: Sequence[Step], outvars: Sequence[Var]) -> list[Step]:
+    """The steps that something depends on."""
+    live, found = set(_variables(outvars)), []
+    for step in reversed(steps):
+        if step.eqn.effects or not live.isdisjoint(step.made):
+            found.append(step)
+            live.update(step.needs)
     return found[::-1]
 
 
-def _longest(
-    steps: Sequence[Step], layouts: dict[Var, Layout], readers: dict[Var, set[int]], patch: int
-) -> Block | None:
-    """The block of the most leading steps that still fits; None if there is none."""
-    longest = None
-    for end, step in enumerate(steps, 1):
-        block = _block(steps[:end], layouts, readers, patch)
-        if block is None and longest is not None and step.geometry is not None:
-            break  # only what has a geometry widens windows: whatever follows would not fit either
-        longest = block or longest
-    return longest
+def _readers(steps: Sequence[Step], outvars: Sequence[Var]) -> dict[Var, set[int]]:
+    """Variable -> ids of the last equations of the steps that read it; of the outputs 0."""
+    found: dict[Var, set[int]] = {v: {0} for v in _variables(outvars)}
+    for step in steps:
+        for v in step.needs:
+            found.setdefault(v, set()).add(id(step.eqn))
+    return found
 
 
-def _block(
-    steps: Sequence[Step], layouts: dict[Var, Layout], readers: dict[Var, set[int]], patch: int
-) -> Block | None:
-    """These steps as a block, if they hold a product and their cells and windows fit."""
-    own, made = {id(step.eqn) for step in steps}, {step.out for step in steps}
-    ins = tuple(dict.fromkeys(v for step in steps for v in step.reads if v not in made))
-    outs = tuple(step.out for step in steps if readers[step.out] - own)
-    products = sum(step.eqn.primitive.name in compat.KINDS for step in steps)
-    if not products or len({layouts[v] for v in outs}) != 1:
-        return None
-    cells, halos = _cells((*ins, *made), layouts, patch), _halos(steps, outs)
-    size = layouts[outs[0]].size
-    if cells is None or any(c > h for c, h in zip(cells[outs[0]], size, strict=True)):
-        return None
-    margins = [low + high for v in ins for low, high in zip(*halos[v], strict=True)]
-    sides = [side for v in ins for side in cells[v]]
-    wide = any(2 * margin > side for margin, side in zip(margins, sides, strict=True))
-    if wide and products > 1:
-        return None
-    sizes = {v: layouts[v].size for v in cells}
-    return Block(tuple(steps), ins, outs, cells, halos, sizes, tiles(size, cells[outs[0]]))
+def _spreads(steps: Sequence[Step], frame: Var, layouts: Mapping[Var, Layout]) -> dict[Var, Pair]:
+    """How many positions of the frame, less one, a position of a tensor depends on."""
+    spreads: dict[Var, Pair] = dict.fromkeys(layouts, (0, 0))
+    for step in steps:
+        known = [spreads.get(v, (0, 0)) for v in step.needs] or [(0, 0)]
+        spread = [max(sides) for sides in zip(*known, strict=True)]
+        if step.geometry is not None:
+            along = zip(spread, step.geometry.extent, layouts[step.reads[0]].scale, strict=True)
+            spread = [a + (k - 1) * math.ceil(s) for a, k, s in along]
+        spreads.update(dict.fromkeys(step.made, (spread[0], spread[1])))
+    return spreads
 
 
-def _cells(
-    tensors: Sequence[Var], layouts: dict[Var, Layout], patch: int
-) -> dict[Var, Pair] | None:
-    """The cell of each tensor, ``patch`` at the finest; None where a stride does not divide it."""
-    finest = [min(layouts[v].scale[axis] for v in tensors) for axis in (0, 1)]
-    cells = {}
-    for v in tensors:
-        sides = [divmod(patch * f, s) for f, s in zip(finest, layouts[v].scale, strict=True)]
-        if any(rest for _, rest in sides):
-            return None
-        cells[v] = tuple(side for side, _ in sides)
-    return cells
-
-
-def _halos(steps: Sequence[Step], outs: Sequence[Var]) -> dict[Var, Halo]:
-    """The halo of every tensor: the largest that any of its readers asks for."""
-    halos = dict.fromkeys(outs, Halo((0, 0), (0, 0)))
+def _feeding(steps: Sequence[Step]) -> set[int]:
+    """Ids of the equations in full that local operations need."""
+    needed, found = set(), set()
     for step in reversed(steps):
-        want = widen(step.geometry, halos[step.out])
-        for v in step.reads:
-            have = halos.get(v, want)
-            halos[v] = Halo(*(tuple(map(max, a, b)) for a, b in zip(have, want, strict=True)))
-    return halos
+        if step.reads:
+            needed.update(step.needs)
+        elif not needed.isdisjoint(step.made):
+            needed.update(step.needs)
+            found.add(id(step.eqn))
+    return found
+
+
+def _runs(steps: Sequence[Step], feeding: set[int]) -> Iterable[list[Step]]:
+    """Local operations with nothing between them, and in turn what is in full before others."""
+    run: list[Step] = []
+    for step in steps:
+        if not step.reads and id(step.eqn) not in feeding:
+            continue  # of the tail
+        if run and bool(run[0].reads) != bool(step.reads):
+            yield run
+            run = []
+        run.append(step)
+    if run:
+        yield run
+
+
+def _shared(block: Block, framed: set[Var], layouts: Mapping[Var, Layout]) -> tuple[Var, ...]:
+    """What a block reads that depends on the frame as a whole."""
+    made = {v for step in block.steps for v in step.made}
+    needs = dict.fromkeys(v for step in block.steps for v in step.needs)
+    return tuple(v for v in needs if v in framed and v not in made and v not in block.ins)
+
+
+def _variables(atoms: Iterable[Var]) -> list[Var]:
+    return [v for v in atoms if not compat.is_literal(v)]

@@ -15,11 +15,11 @@ __all__ = ["over_blocks"]
 
 
 def over_blocks(tx: BlockTransform, apply: Callable[..., Any]) -> Rewritten:
-    """``rewrite`` for what works on blocks: no derivative is taken, so custom ones are entered."""
+    """``rewrite`` for what works on blocks: functions with custom derivatives are entered."""
 
     def divided(params: Any, args: Any, kwargs: Any) -> tuple[graph.Flat, Blocks]:
         flat = graph.flatten(apply, params, args, kwargs, compat.CALLS | compat.CUSTOM)
-        return flat, divide(flat, tx.patch)
+        return flat, divide(flat, tx.patch, tx.fuse)
 
     def init(params: Any, *args: Any, **kwargs: Any) -> Vars:
         return tx.init(divided(params, args, kwargs)[1])

@@ -26,6 +26,7 @@ class SkipState(NamedTuple):
     Attributes:
       ref: the effective input ``[1, h, w, c]``, in the frame's dtype.
       cuts: effective outputs of every block, ``[1, h, w, c]`` each: what their readers saw.
+      between: what is computed in full before a block, for every frame.
       active: for every block, the cells recomputed in the last frame: bool ``[rows, cols]``.
       frames: how many there were, int32.
       limits: of every tensor between blocks, how far it may move unseen: float32 ``[tensors]``.
@@ -36,11 +37,12 @@ class SkipState(NamedTuple):
     Example:
       >>> import tinyjax
       >>> tinyjax.SkipState._fields
-      ('ref', 'cuts', 'active', 'frames', 'limits', 'age', 'seen')
+      ('ref', 'cuts', 'between', 'active', 'frames', 'limits', 'age', 'seen')
     """
 
     ref: Array
     cuts: tuple[Array, ...]
+    between: tuple[Array, ...]
     active: tuple[Array, ...]
     frames: Array
     limits: Array
@@ -80,6 +82,7 @@ def begin_state(blocks: Blocks, patch: int, inner: float | Sequence[float]) -> S
         cuts=tuple(
             jnp.zeros(v.aval.shape, v.aval.dtype) for block in blocks.blocks for v in block.outs
         ),
+        between=tuple(jnp.zeros(v.aval.shape, v.aval.dtype) for v in blocks.between),
         active=tuple(jnp.zeros(block.grid, bool) for block in blocks.blocks),
         frames=jnp.int32(0),
         limits=jnp.asarray(np.broadcast_to(limits, len(tensors))),

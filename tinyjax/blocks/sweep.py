@@ -1,8 +1,9 @@
-"""Sweeps over chosen cells: a loop whose length is decided on the device, or known beforehand.
+"""Sweeps over chosen cells: loops whose length is decided on the device, or known beforehand.
 
-One cell at a time wastes nothing, however many there are, and keeps windows in cache; it leaves
-cores idle that a whole block would use. A mask that is a NumPy array gives a loop of fixed length
-over fixed cells.
+A product on a window first reads and packs its weights, so several windows go through it at once;
+what is left over, and windows that reach out of the frame, go one by one. More at once would waste
+the cache, and cells where few have changed. A mask that is a NumPy array gives loops of fixed
+length over fixed cells.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tinyjax.blocks.divide import Block
 from tinyjax.blocks.local import Var
-from tinyjax.blocks.windows import Index, corner, run_frame, run_window
+from tinyjax.blocks.partition import Block
+from tinyjax.blocks.windows import Index, corner, inside, run_frame, run_window, run_windows
 from tinyjax.numerics.patches import differs, read_part, spread, window_any, write_part
 
-__all__ = ["active_cells", "effective_input", "run_block"]
+__all__ = ["active_cells", "effective_input", "for_each", "run_block"]
 
 Array = jax.Array
+AT_ONCE = 4  # windows
 Mask = Array | np.ndarray  # bool; NumPy's is known before anything is traced
 
 
@@ -32,12 +34,13 @@ def active_cells(block: Block, changed: Mapping[Var, Mask]) -> Mask:
 
     def found() -> Array:
         cells = jnp.zeros(block.grid, bool)
-        for v in block.ins:
+        for v in moving:
             flags, halo = jnp.asarray(changed[v])[0], block.halos[v]
             cells |= window_any(flags, block.cells[v], halo.low, halo.high, block.grid)
         return cells
 
-    if all(isinstance(changed[v], np.ndarray) for v in block.ins):
+    moving = [v for v in block.ins if v in changed]  # maps that no frame changes are not
+    if all(isinstance(changed[v], np.ndarray) for v in moving):
         with jax.ensure_compile_time_eval():
             return np.asarray(found())
     return found()
@@ -79,8 +82,19 @@ def run_block(
 
     def sparse(old: list[Array]) -> tuple[list[Array], list[Array]]:
         known = [v in watched for v in block.outs]
-        one = functools.partial(_one_cell, block, env, known, [limits.get(v) for v in block.outs])
-        return _for_each(cells, one, (old, [jnp.zeros(shape, bool) for shape in shapes]))
+        put = functools.partial(_put_cell, block, known, [limits.get(v) for v in block.outs])
+        carry = old, [jnp.zeros(shape, bool) for shape in shapes]
+
+        def one(index: Index, carry: Any) -> Any:
+            return put(run_window(block, env, index), index, carry)
+
+        def several(indices: list[Index], carry: Any) -> Any:
+            news = run_windows(block, env, indices)
+            for i, index in enumerate(indices):
+                carry = put([lax.slice_in_dim(new, i, i + 1) for new in news], index, carry)
+            return carry
+
+        return for_each(cells, one, carry, inside(block), several)
 
     outs, flags = lax.cond(whole, entire, sparse, old)
     return outs, dict(zip(kept, flags, strict=True))
@@ -108,18 +122,17 @@ def _moved(old: Array, new: Array, limit: Array) -> Array:
     return (~(moved <= limit)).any(3, keepdims=True)
 
 
-def _one_cell(
+def _put_cell(
     block: Block,
-    env: Mapping[Var, Any],
     watched: list[bool],
     limits: list[Array | None],
+    news: list[Array],
     index: Index,
     carry: tuple[list[Array], list[Array]],
 ) -> tuple[list[Array], list[Array]]:
-    """Computes one cell anew and marks where the watched outputs changed."""
+    """Writes one cell and marks where the watched outputs changed."""
     olds, flags = carry
     at, rest, outs, marked = corner(block, block.outs[0], index), iter(flags), [], []
-    news = run_window(block, env, index)
     for old, new, seen, limit in zip(olds, news, watched, limits, strict=True):
         if seen:
             old, marks = _put(old, next(rest), new, at, limit=limit)
@@ -148,7 +161,7 @@ def effective_input(
     ref, flags = lax.cond(
         whole,
         lambda ref: (x, jnp.ones(shape, bool)),
-        lambda ref: _for_each(taken, one, (ref, jnp.zeros(shape, bool))),
+        lambda ref: for_each(taken, one, (ref, jnp.zeros(shape, bool))),
         ref,
     )
     if not isinstance(taken, np.ndarray):
@@ -208,15 +221,35 @@ def _put(
     return write_part(whole, part, at), write_part(flags, marks, at)
 
 
-def _for_each(cells: Mask, one: Callable[[Index, Any], Any], carry: Any) -> Any:
-    """``one((row, col), carry) -> carry`` for every chosen cell."""
-    rows, cols = cells.shape
+def for_each(
+    cells: Mask,
+    one: Callable[[Index, Any], Any],
+    carry: Any,
+    easy: np.ndarray | None = None,
+    several: Callable[[list[Index], Any], Any] | None = None,
+) -> Any:
+    """``one((row, col), carry) -> carry`` for every chosen cell.
+
+    Of the cells that are ``easy``, bool ``[rows, cols]``, those go through ``several`` that fill
+    a turn.
+    """
+    cols = cells.shape[1]
+    easy = np.zeros(cells.shape, bool) if easy is None else easy
+    order = np.argsort(~easy.ravel(), kind="stable").astype(np.int32)
     if isinstance(cells, np.ndarray):
-        ids, count = jnp.asarray(np.flatnonzero(cells), jnp.int32), int(cells.sum())
+        ids = order[cells.ravel()[order]]
+        count, fit = len(ids), int((cells & easy).sum())
     else:
-        ids = jnp.nonzero(cells.ravel(), size=rows * cols, fill_value=0)[0].astype(jnp.int32)
+        chosen = jnp.nonzero(cells.ravel()[order], size=cells.size, fill_value=0)[0]
+        ids = jnp.asarray(order)[chosen]
         count = jnp.sum(cells, dtype=jnp.int32)
+        fit = jnp.sum(cells & easy, dtype=jnp.int32)
     if len(ids) == 0:
         return carry
-    turn = lambda k, carry: one((ids[k] // cols, ids[k] % cols), carry)
-    return lax.fori_loop(0, count, turn, carry)
+    place = lambda k: (jnp.asarray(ids)[k] // cols, jnp.asarray(ids)[k] % cols)
+    turns = 0
+    if several is not None and easy.sum() >= AT_ONCE:
+        turns = fit // AT_ONCE
+        batch = lambda k, carry: several([place(k * AT_ONCE + i) for i in range(AT_ONCE)], carry)
+        carry = lax.fori_loop(0, turns, batch, carry)
+    return lax.fori_loop(turns * AT_ONCE, count, lambda k, carry: one(place(k), carry), carry)

@@ -2,11 +2,13 @@
 
 In a window every operation runs without padding, so the window shrinks from operation to
 operation until the cell is left. What padding would have put outside the frame is put there again
-where a window reaches out; windows well inside the frame, most of them, skip that work.
+where a window reaches out; windows well inside the frame, most of them, skip that work, and several
+of them are computed at once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,11 +18,28 @@ import numpy as np
 from jax import lax
 
 from tinyjax import compat
-from tinyjax.blocks.divide import Block, Blocks
-from tinyjax.blocks.local import Halo, Step, Var, widen
+from tinyjax.blocks.divide import Blocks
+from tinyjax.blocks.local import POOLS, Halo, Step, Var, widen
+from tinyjax.blocks.partition import Block
+from tinyjax.numerics.conv_taps import ConvSpec
 from tinyjax.numerics.patches import Pair, origins, read_part, read_window
+from tinyjax.numerics.window_conv import with_gradients
 
-__all__ = ["Index", "begin", "corner", "finish", "run_frame", "run_window"]
+__all__ = [
+    "Index",
+    "begin",
+    "compute",
+    "corner",
+    "finish",
+    "inside",
+    "reach",
+    "read_in",
+    "run_before",
+    "run_frame",
+    "run_window",
+    "run_windows",
+    "window_at",
+]
 
 Array = jax.Array
 Env = Mapping[Var, Any]
@@ -34,6 +53,13 @@ def begin(blocks: Blocks, values: Sequence[Any]) -> dict[Var, Any]:
     return env
 
 
+def run_before(block: Block, env: Env) -> dict[Var, Any]:
+    """``env`` and what is evaluated in full before a block."""
+    env = dict(env)
+    _evaluate(block.before, env)
+    return env
+
+
 def finish(blocks: Blocks, env: Env) -> list[Any]:
     """The outputs of a function from those of its blocks."""
     env = dict(env)
@@ -43,14 +69,14 @@ def finish(blocks: Blocks, env: Env) -> list[Any]:
 
 def _evaluate(eqns: Sequence[compat.Eqn], env: dict[Var, Any]) -> None:
     for eqn in eqns:
-        outs = compat.bind(eqn, [compat.read(env, v) for v in eqn.invars])
+        outs = _bind(eqn, [compat.read(env, v) for v in eqn.invars])
         env.update(zip(eqn.outvars, outs, strict=True))
 
 
 def run_frame(block: Block, env: Env) -> list[Array]:
     """The outputs of a block from whole frames in ``env``: ``[1, h, w, c]`` each."""
     local = dict(env)
-    _evaluate([step.eqn for step in block.steps], local)
+    _evaluate([eqn for step in block.steps for eqn in step.eqns], local)
     return [local[v] for v in block.outs]
 
 
@@ -59,12 +85,23 @@ def run_window(block: Block, env: Env, index: Index) -> list[Array]:
 
     It belongs at :func:`corner` of ``block.outs[0]``.
     """
+    windows = [read_in(block, env[v], v, index, at_border=True) for v in block.ins]
+    return compute(block, windows, env, index)
+
+
+def run_windows(block: Block, env: Env, indices: Sequence[Index]) -> list[Array]:
+    """Several cells of each output of a block, all of them :func:`inside`: ``[n, *cell, c]``."""
+    windows = [
+        lax.concatenate([read_in(block, env[v], v, index, at_border=False) for index in indices], 0)
+        for v in block.ins
+    ]
+    return compute(block, windows, env, None)
+
+
+def inside(block: Block) -> np.ndarray:
+    """The cells whose windows of every tensor lie in the frame: bool ``grid``."""
     rows, cols = (_inside(block, axis) for axis in (0, 1))
-    inner = lambda: _window(block, env, index, at_border=False)
-    outer = lambda: _window(block, env, index, at_border=True)
-    if not (rows.any() and cols.any()):
-        return outer()  # the inner branch could not even be traced: windows exceed the frame
-    return lax.cond(jnp.asarray(rows)[index[0]] & jnp.asarray(cols)[index[1]], inner, outer)
+    return rows[:, None] & cols
 
 
 def corner(block: Block, v: Var, index: Index) -> Index:
@@ -74,16 +111,23 @@ def corner(block: Block, v: Var, index: Index) -> Index:
         jnp.minimum(i * jnp.int32(c), jnp.int32(h - c))
         for i, c, h in zip(index, block.cells[out], block.sizes[out], strict=True)
     )
-    ratios = (a // b for a, b in zip(block.cells[v], block.cells[out], strict=True))
-    row, col = (o * jnp.int32(ratio) for o, ratio in zip(places, ratios, strict=True))
+    row, col = (
+        _scaled(o, a, b) for o, a, b in zip(places, block.cells[v], block.cells[out], strict=True)
+    )
     return row, col
+
+
+def _scaled(place: Any, mine: int, its: int) -> Any:
+    """A place in a tensor of these cells from one in the outputs, whose cells are its."""
+    common = math.gcd(mine, its)
+    return place // (its // common) * (mine // common)
 
 
 def _corners(block: Block, v: Var, axis: int) -> np.ndarray:
     """Where the cells begin in tensor ``v`` along one axis: int ``[grid[axis]]``."""
     cell, size = block.cells[block.outs[0]][axis], block.sizes[block.outs[0]][axis]
-    ratio = block.cells[v][axis] // cell
-    return ratio * np.array(origins(block.grid[axis], cell, size))
+    places = np.array(origins(block.grid[axis], cell, size))
+    return _scaled(places, block.cells[v][axis], cell)
 
 
 def _beyond(block: Block, v: Var, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -98,39 +142,54 @@ def _inside(block: Block, axis: int) -> np.ndarray:
     return ~np.any(out, axis=0)
 
 
-def _window(block: Block, env: Env, index: Index, *, at_border: bool) -> list[Array]:
-    windows = {v: _read(block, env[v], v, index, at_border) for v in block.ins}
+def compute(block: Block, windows: Sequence[Array], env: Env, index: Index | None) -> list[Array]:
+    """Cells of each output of a block: ``[n, *cell, c]``.
+
+    Args:
+      block: the block.
+      windows: those of ``block.ins`` around the cells, ``[n, rows, cols, c]``.
+      env: holds what else is read: parameters, and what follows from them.
+      index: of the one cell; None if windows of all lie in the frame.
+    """
+    found = dict(zip(block.ins, windows, strict=True))
     for step in block.steps:
         want = widen(step.geometry, block.halos[step.out])
-        ins = {v: _crop(windows[v], block.halos[v], want) for v in step.reads}
-        if at_border and step.geometry is not None and step.geometry.outside is not None:
+        ins = {v: _crop(found[v], block.halos[v], want) for v in step.reads}
+        if index is not None and step.geometry is not None and step.geometry.outside is not None:
             (v,) = step.reads
             ins[v] = _pad_again(block, v, ins[v], want, index, step.geometry.outside)
-        windows[step.out] = _bind(step, ins, env)
+        found[step.out] = _step(block, step, ins, env)
     # A tensor that is kept may also be read here, with a halo.
-    return [_crop(windows[v], block.halos[v], Halo((0, 0), (0, 0))) for v in block.outs]
+    return [_crop(found[v], block.halos[v], Halo((0, 0), (0, 0))) for v in block.outs]
 
 
-def _read(block: Block, x: Array, v: Var, index: Index, at_border: bool) -> Array:
-    """The window of a kept tensor."""
+def read_in(block: Block, x: Array, v: Var, index: Index, *, at_border: bool) -> Array:
+    """The window of a kept tensor around a cell; zeros where it reaches out of the frame."""
+    start, size = window_at(block, v, index)
+    return read_window(x, start, size, reach(block, v)) if at_border else read_part(x, start, size)
+
+
+def window_at(block: Block, v: Var, index: Index) -> tuple[Index, Pair]:
+    """Where the window of a tensor begins, which may be outside the frame, and its size."""
     (low, high), cell = block.halos[v], block.cells[v]
     row, col = corner(block, v, index)
-    start = (row - jnp.int32(low[0]), col - jnp.int32(low[1]))
     size: Pair = (cell[0] + low[0] + high[0], cell[1] + low[1] + high[1])
-    if not at_border:
-        return read_part(x, start, size)
-    before, after = zip(*(_beyond(block, v, axis) for axis in (0, 1)), strict=True)
-    beyond = tuple(
-        (max(0, int(a.max())), max(0, int(b.max()))) for a, b in zip(before, after, strict=True)
+    return (row - jnp.int32(low[0]), col - jnp.int32(low[1])), size
+
+
+def reach(block: Block, v: Var) -> tuple[Pair, Pair]:
+    """How far any window of a tensor reaches out of the frame, before and after, on each axis."""
+    rows, cols = (
+        tuple(max(0, int(side.max())) for side in _beyond(block, v, axis)) for axis in (0, 1)
     )
-    return read_window(x, start, size, beyond)
+    return rows, cols
 
 
 def _crop(window: Array, have: Halo, want: Halo) -> Array:
     """The part of a window that one reader asks for."""
     starts = [a - b for a, b in zip(have.low, want.low, strict=True)]
     ends = [h - (a - b) for h, a, b in zip(window.shape[1:3], have.high, want.high, strict=True)]
-    return lax.slice(window, (0, *starts, 0), (1, *ends, window.shape[3]))
+    return lax.slice(window, (0, *starts, 0), (window.shape[0], *ends, window.shape[3]))
 
 
 def _pad_again(
@@ -145,25 +204,73 @@ def _pad_again(
     return jnp.where(inside, window, jnp.asarray(outside, window.dtype))
 
 
-def _bind(step: Step, ins: Mapping[Var, Array], env: Env) -> Array:
-    """Evaluates one operation on windows, without padding."""
+def _step(block: Block, step: Step, ins: Mapping[Var, Array], env: Env) -> Array:
+    """Evaluates one operation on windows, which hold what it pads a frame with."""
     if step.geometry is not None:
-        padding = ((0, 0),) * len(step.eqn.params["padding"])
+        (x,), halo = ins.values(), block.halos[step.out]
+        sides = [sum(side) for side in zip(block.cells[step.out], *halo, strict=True)]
+        if step.eqn.primitive.name not in (compat.CONV, *POOLS):
+            return _repeat(x, step.geometry.up, halo.low, sides)
+        # Between positions that are spread apart, a window may begin and end anywhere.
+        along = zip(
+            *step.geometry[:3], step.geometry.up, halo.low, sides, x.shape[1:3], strict=True
+        )
+        margins = []
+        for stride, before, extent, up, low, side, held in along:
+            first = (stride * low + before) % up
+            last = (side - 1) * stride + extent - (up * (held - 1) + 1) - first
+            margins.append((first, last))
+        rest = len(step.eqn.params["padding"]) // 2 - 1  # a pool pads samples and channels too
+        padding = (*((0, 0),) * rest, *margins, *((0, 0),) * rest)
         others = [compat.read(env, v) for v in step.eqn.invars[1:]]
-        (out,) = compat.bind(step.eqn, [ins[step.reads[0]], *others], padding=padding)
+        (out,) = _bind(step.eqn, [x, *others], padding=padding)
         return out
-    size = next(iter(ins.values())).shape[1:3]
+    shape = next(iter(ins.values())).shape[:3]
     args = [
-        ins[v] if not compat.is_literal(v) and v in ins else _resized(compat.read(env, v), size)
+        ins[v] if not compat.is_literal(v) and v in ins else _resized(compat.read(env, v), shape)
         for v in step.eqn.invars
     ]
-    (out,) = compat.bind(step.eqn, args)
+    (out,) = _bind(step.eqn, args)
     return out
 
 
-def _resized(constant: Any, size: Pair) -> Any:
-    """An operand that is the same at all positions of a frame, for a window of this size."""
-    shape = jnp.shape(constant)
-    if len(shape) != 4 or shape[1:3] == (1, 1):
+def _bind(eqn: compat.Eqn, args: Sequence[Any], **overrides: Any) -> list[Any]:
+    """Evaluates an equation, with its derivative.
+
+    A relu is jax's own, whose derivative at 0 is not that of max, and convolutions have gradients
+    that are fast in loops and branches.
+    """
+    if compat.custom(eqn) == "jax.relu" and eqn.primitive.name == "max":
+        return [jax.nn.relu(args[0])]
+    run = lambda *args: compat.bind(eqn, args, **overrides)
+    p = {**eqn.params, **overrides}
+    plain = (
+        eqn.primitive.name == compat.CONV
+        and tuple(p["dimension_numbers"]) == ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+        and set(p["lhs_dilation"]) == {1}
+        and p["batch_group_count"] == 1
+        and all(jnp.issubdtype(v.aval.dtype, jnp.floating) for v in eqn.invars)
+    )
+    if not plain:
+        return run(*args)
+    padding = tuple(p["padding"])
+    shape = p["window_strides"], padding, p["rhs_dilation"], p["feature_group_count"]
+    return [with_gradients(lambda *args: run(*args)[0], ConvSpec(*shape))(*args)]
+
+
+def _repeat(x: Array, times: Pair, low: Pair, sides: Sequence[int]) -> Array:
+    """A window, upsampled, of which these sides are left, ``low`` before its cell."""
+    starts = [-side % u for side, u in zip(low, times, strict=True)]
+    rows = lax.slice_in_dim(
+        jnp.repeat(x, times[0], axis=1), starts[0], starts[0] + sides[0], axis=1
+    )
+    cols = jnp.repeat(rows, times[1], axis=2)
+    return lax.slice_in_dim(cols, starts[1], starts[1] + sides[1], axis=2)
+
+
+def _resized(constant: Any, shape: Pair) -> Any:
+    """An operand that is the same at all positions of a frame, for windows of this shape."""
+    given = jnp.shape(constant)
+    if len(given) != 4 or given[1:3] == (1, 1):
         return constant
-    return jnp.broadcast_to(constant[:, :1, :1], (shape[0], *size, shape[3]))
+    return jnp.broadcast_to(constant[:, :1, :1], (*shape, given[3]))

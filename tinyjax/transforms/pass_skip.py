@@ -41,15 +41,15 @@ from tinyjax.base import BlockTransform
 from tinyjax.blocks import (
     Blocks,
     SkipState,
-    active_cells,
     begin,
     begin_state,
     effective_input,
     finish,
     fits,
-    gated,
+    no_cotangents,
     oldest,
-    run_block,
+    pull_back,
+    run_blocks,
     sample,
     tiling,
 )
@@ -67,6 +67,7 @@ def pass_skip(
     dense_above: float = 0.45,
     key_every: int = 0,
     refresh_every: int = 0,
+    fuse: bool = True,
 ) -> BlockTransform:
     """Recomputes only the patches of a video that changed.
 
@@ -85,8 +86,12 @@ def pass_skip(
     jax pairs what is given away with the outputs in their order. Otherwise it is copied. Under
     ``vmap`` every frame costs more than a whole one.
 
+    The derivative is that of what was recomputed, and costs as much less as the frame did: what was
+    reused, in the frame and between blocks, is a constant, and so is the state. What an inner limit
+    held back has the derivative of what it stands for.
+
     Args:
-      patch: side of the patches; strides inside a block must divide it.
+      patch: side of the patches; strides inside a block must divide the side of its cells.
       gate: ``(x, ref, patch) -> bool [rows, cols]``: the patches that are taken, from the frame and
         the effective input of the frame before. A gate that gives a NumPy array is static.
       inner: how far tensors between blocks may move unseen, in their own units: a limit for all or
@@ -96,6 +101,9 @@ def pass_skip(
         about 0.45 on two cores (``python -m benchmarks pass``).
       key_every: every so many frames one is computed whole, which ends all errors; 0 for never.
       refresh_every: within so many frames every patch is taken, the oldest first; 0 for never.
+      fuse: products share blocks, in cells of half, once or twice ``patch``, as a model of the cost
+        has it (``tinyjax.blocks``). False: a block for each, in cells of ``patch`` at its finest
+        tensor, so that an inner limit stands behind each.
 
     Returns:
       A transform of blocks.
@@ -103,7 +111,8 @@ def pass_skip(
     Raises:
       ValueError: if an option is out of range; on use, if limits are too many or too few, if the
         function is not of this kind, if a frame changes its size or dtype, if a gate's mask does
-        not tile the frame, or if it is differentiated.
+        not tile the frame, or if it is differentiated through a custom derivative other than
+        ``jax.nn.relu``'s.
 
     Example:
       >>> import jax.numpy as jnp, tinyjax
@@ -136,18 +145,19 @@ def pass_skip(
     def call(
         blocks: Blocks, state: SkipState, values: Sequence[Any]
     ) -> tuple[list[Any], SkipState]:
-        @jax.custom_jvp
+        @jax.custom_vjp
         def advance(state: SkipState, values: Sequence[Any]) -> tuple[list[Any], SkipState]:
             return _advance(blocks, state, values)
 
-        @advance.defjvp
-        def derivative(*ignored: Any) -> Any:
-            del ignored
-            raise ValueError(
-                "pass_skip was differentiated, and it is for inference only: differentiate the "
-                "function itself, at state.ref for the same output"
-            )
+        def forward(state: SkipState, values: Sequence[Any]) -> tuple[Any, Any]:
+            outs, after = _advance(blocks, state, values)
+            return (outs, after), (after, values)
 
+        def backward(kept: Any, cotangents: Any) -> tuple[Any, list[Any]]:
+            (after, values), (outs, _) = kept, cotangents
+            return no_cotangents(after), pull_back(blocks, after, values, outs, patch)
+
+        advance.defvjp(forward, backward)
         fits(state, jax.eval_shape(lambda: init(blocks)))
         return advance(state, list(values))
 
@@ -159,34 +169,36 @@ def pass_skip(
         if key_every:
             fresh = fresh | (state.frames % key_every == 0)
         taken = tiling(gate(x[0], state.ref[0], patch), state.age.shape)
-        whole_frame = fresh if isinstance(taken, np.ndarray) else _is_much(taken) | fresh
+        much = not isinstance(taken, np.ndarray) and taken.sum() > int(dense_above * taken.size)
+        whole_frame = fresh | much
         if refresh_every:
             taken = taken | oldest(state.age, refresh_every)
         env[blocks.frame], flags = effective_input(x, state.ref, taken, whole_frame, patch)
-        changed = {blocks.frame: flags}
-        watched = {v for block in blocks.blocks for v in block.ins}
         limits = jnp.where(fresh, 0, state.limits)  # nothing is held back where all is begun anew
-        limits = dict(zip(gated(blocks), limits, strict=True))
-        held, active = iter(state.cuts), []
-        for block in blocks.blocks:
-            cells, old = active_cells(block, changed), [next(held) for _ in block.outs]
-            whole_block = _is_much(cells) | fresh
-            outs, flags = run_block(block, env, old, cells, whole_block, watched, limits)
-            env |= dict(zip(block.outs, outs, strict=True))
-            changed |= flags
-            active.append(cells | whole_block)
+        # Where nothing is held back, what is taken whole may be computed as one.
+        entire = whole_frame & ~(limits > 0).any()
+        kept, active = run_blocks(
+            blocks,
+            env,
+            (state.cuts, state.between),
+            flags,
+            limits,
+            entire,
+            fresh,
+            dense_above,
+        )
         state = SkipState(
             ref=env[blocks.frame],
-            cuts=tuple(env[v] for block in blocks.blocks for v in block.outs),
-            active=tuple(active),
+            cuts=kept[0],
+            between=kept[1],
+            active=active,
             frames=state.frames + 1,
             limits=state.limits,
             age=jnp.where(taken | whole_frame, 0, state.age + 1),
             seen=seen,
         )
+        outs = (v for block in blocks.blocks for v in block.outs)
+        env |= dict(zip((*outs, *blocks.between), (*kept[0], *kept[1]), strict=True))
         return finish(blocks, env), state
 
-    def _is_much(cells: Any) -> Any:
-        return cells.sum() > int(dense_above * cells.size)
-
-    return BlockTransform(patch, init, call)
+    return BlockTransform(patch, init, call, fuse)
