@@ -1,7 +1,7 @@
 """Convolutions whose gradients are fast inside loops.
 
 XLA's CPU compiler lays the operands of a kernel's gradient out for its fast convolution only
-outside of loops; inside, the same gradient took some thirty times as long (jax 0.10 to 0.12). Here
+outside of loops; inside, the same gradient took some thirty times as long (jax 0.12). Here
 the gradients are written as what is fast in either place: one convolution as in the forward
 direction for the input, one matrix product per kernel tap for the kernel.
 """
