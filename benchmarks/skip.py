@@ -47,7 +47,7 @@ from experiments.encoders import MobileNetEncoder, ResNetEncoder, UNet
 from experiments.models import Backbone
 from tinyjax import pass_skip, rewrite
 
-__all__ = ["ACTIVE", "CASES", "Case", "run"]
+__all__ = ["ACTIVE", "CASES", "Case", "begun", "run", "whole"]
 
 ACTIVE = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 AREAS = (0.0, 0.05, 0.1, 0.25, 1.0)
@@ -113,13 +113,8 @@ def run(name: str, *, rounds: int = 15, shrink: int = 1) -> list[dict[str, Any]]
       shrink: divides the frame, down to two patches a side, to try things out quickly.
     """
     case = CASES[name]
-    h, w = (max(side // shrink, 2 * case.patch) for side in case.frame[:2])
-    frame = np.random.default_rng(0).normal(size=(1, h, w, case.frame[2])).astype(np.float32)
-    params = jax.jit(case.model.init)(jax.random.key(0), frame)
-    lowered = jax.jit(case.model.apply).lower(params, frame)
-    dense = {"dense": lowered.compile()}
-    if jax.default_backend() == "cpu":
-        dense["dense_off"] = lowered.compile(compiler_options=FUSION_OFF)
+    frame, params = begun(case, shrink)
+    dense = whole(case.model.apply, params, frame)
     skipping = rewrite(pass_skip(patch=case.patch), case.model.apply)
     state = skipping.init(params, frame)
     # The state comes first, so that jax pairs it with the state that is given away.
@@ -130,6 +125,22 @@ def run(name: str, *, rounds: int = 15, shrink: int = 1) -> list[dict[str, Any]]
         | _row(dense, skip, state, params, case.video(frame, case.patch, share), rounds)
         for share in case.shares
     ]
+
+
+def begun(case: Case, shrink: int) -> tuple[np.ndarray, Any]:
+    """A frame, its sides divided by ``shrink`` down to two patches, and parameters."""
+    h, w = (max(side // shrink, 2 * case.patch) for side in case.frame[:2])
+    frame = np.random.default_rng(0).normal(size=(1, h, w, case.frame[2])).astype(np.float32)
+    return frame, jax.jit(case.model.init)(jax.random.key(0), frame)
+
+
+def whole(apply: Callable[..., Any], params: Any, frame: np.ndarray) -> dict[str, Any]:
+    """The whole network compiled as it is, and on CPUs with library fusion off."""
+    lowered = jax.jit(apply).lower(params, frame)
+    dense = {"dense": lowered.compile()}
+    if jax.default_backend() == "cpu":
+        dense["dense_off"] = lowered.compile(compiler_options=FUSION_OFF)
+    return dense
 
 
 def _row(

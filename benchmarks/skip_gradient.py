@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.int8 import FUSION_OFF
 from benchmarks.skip import CASES as NETWORKS
+from benchmarks.skip import begun, whole
 from experiments import measure
 from tinyjax import pass_skip, rewrite
 
@@ -44,9 +44,7 @@ def run(name: str, *, rounds: int = 15, shrink: int = 1) -> list[dict[str, Any]]
       shrink: divides the frame, down to two patches a side, to try things out quickly.
     """
     case = CASES[name]
-    h, w = (max(side // shrink, 2 * case.patch) for side in case.frame[:2])
-    frame = np.random.default_rng(0).normal(size=(1, h, w, case.frame[2])).astype(np.float32)
-    params = jax.jit(case.model.init)(jax.random.key(0), frame)
+    frame, params = begun(case, shrink)
     apply: Callable[..., Any] = case.model.apply
     skipping = rewrite(pass_skip(patch=case.patch), apply)
 
@@ -56,10 +54,7 @@ def run(name: str, *, rounds: int = 15, shrink: int = 1) -> list[dict[str, Any]]
     def skipped(params: Any, frame: jax.Array, state: Any) -> jax.Array:
         return jnp.sum(jnp.square(skipping.apply(state, params, frame)[0])) / 2
 
-    lowered = jax.jit(jax.value_and_grad(energy, argnums=(0, 1))).lower(params, frame)
-    dense = {"dense": lowered.compile()}
-    if jax.default_backend() == "cpu":
-        dense["dense_off"] = lowered.compile(compiler_options=FUSION_OFF)
+    dense = whole(jax.value_and_grad(energy, argnums=(0, 1)), params, frame)
     skip = jax.jit(jax.value_and_grad(skipped, argnums=(0, 1)))
     step = jax.jit(skipping.apply)
     _, state = step(skipping.init(params, frame), params, frame)
