@@ -150,11 +150,11 @@ def nnx_case(batch: tuple[jax.Array, jax.Array]) -> Case:
 def plain_case(batch: tuple[jax.Array, jax.Array]) -> Case:
     """A plain function of a dict."""
     del batch
-    rng = np.random.default_rng(0)
+    keys = jax.random.split(jax.random.key(0))
     params = {
-        "w1": jnp.asarray(rng.normal(size=(3, 3, 3, 20)) / 5, jnp.float32),
+        "w1": jax.random.normal(keys[0], (3, 3, 3, 20)) / 5,
         "b1": jnp.zeros(20),
-        "w2": jnp.asarray(rng.normal(size=(5, 20)) / 5, jnp.float32),
+        "w2": jax.random.normal(keys[1], (5, 20)) / 5,
     }
     state = train_state.TrainState.create(apply_fn=plain_apply, params=params, tx=_optimizer())
     return Case(state, plain_step)

@@ -86,9 +86,11 @@ def pass_skip(
     jax pairs what is given away with the outputs in their order. Otherwise it is copied. Under
     ``vmap`` every frame costs more than a whole one.
 
-    The derivative is that of what was recomputed, and costs as much less as the frame did: what was
-    reused, in the frame and between blocks, is a constant, and so is the state. What an inner limit
-    held back has the derivative of what it stands for.
+    The derivative is that of what was recomputed, and runs there alone: what was reused, in the
+    frame and between blocks, is a constant, and so is the state. What an inner limit held back has
+    the derivative of what it stands for. On two cores it takes half the time of the whole network's
+    with a tenth of the patches, and pays up to about a fifth (``python -m benchmarks
+    pass_gradient``).
 
     Args:
       patch: side of the patches; strides inside a block must divide the side of its cells.
