@@ -271,7 +271,7 @@ def test_a_window_reads_what_its_halo_says_and_no_less(seed):
     starts = [int(o) - lo for o, lo in zip(blocks.corner(block, v, index), low, strict=True)]
     ends = [s + lo + c + hi for s, lo, c, hi in zip(starts, low, cell, high, strict=True)]
 
-    run = jax.jit(lambda x: blocks.run_window(block, {**env, v: x}, index))
+    run = jax.jit(lambda x: blocks.run_windows(block, {**env, v: x}, [index]))
 
     def probe(trim):
         x = np.full((1, *size), np.nan, np.float32)

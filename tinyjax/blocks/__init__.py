@@ -5,10 +5,10 @@ from tinyjax.blocks.divide import Blocks, divide
 from tinyjax.blocks.local import Geometry, Halo, Layout, Step, local, widen
 from tinyjax.blocks.network import run_blocks
 from tinyjax.blocks.over import over_blocks
-from tinyjax.blocks.partition import Block
+from tinyjax.blocks.partition import Block, break_even
 from tinyjax.blocks.state import SkipState, begin_state, fits, gated, oldest, sample, tiling
 from tinyjax.blocks.sweep import active_cells, effective_input, run_block
-from tinyjax.blocks.windows import begin, corner, finish, run_before, run_frame, run_window
+from tinyjax.blocks.windows import begin, corner, finish, run_before, run_frame, run_windows
 
 __all__ = [
     "Block",
@@ -21,6 +21,7 @@ __all__ = [
     "active_cells",
     "begin",
     "begin_state",
+    "break_even",
     "corner",
     "divide",
     "effective_input",
@@ -36,7 +37,7 @@ __all__ = [
     "run_block",
     "run_blocks",
     "run_frame",
-    "run_window",
+    "run_windows",
     "sample",
     "tiling",
     "widen",

@@ -183,22 +183,22 @@ def _one_cell(
     env: Mapping[Var, Any],
     ins: list[Var],
     others: list[Var],
-    index: Index,
+    indices: Sequence[Index],
     carry: tuple[list[Array], list[Array], list[Array]],
 ) -> tuple[list[Array], list[Array], list[Array]]:
     """Takes the cotangents of a cell away and adds those of its windows and parameters."""
-    outs, frames, sums = carry
+    (index,), (outs, frames, sums) = indices, carry
     at, cell = corner(block, block.outs[0], index), block.cells[block.outs[0]]
     given = [read_part(ct, at, cell) for ct in outs]
     # Cells at a ragged border overlap, and each position is handed on once.
     outs = [write_part(ct, jnp.zeros_like(g), at) for ct, g in zip(outs, given, strict=True)]
 
-    windows = {v: read_in(block, env[v], v, index, at_border=True) for v in block.ins}
+    windows = {v: read_in(block, env[v], v, index) for v in block.ins}
 
     def run(mine: list[Array], parameters: list[Array]) -> list[Array]:
         held = {**windows, **dict(zip(ins, mine, strict=True))}
         known = {**env, **dict(zip(others, parameters, strict=True))}
-        return compute(block, [held[v] for v in block.ins], known, index)
+        return compute(block, [held[v] for v in block.ins], known, indices)
 
     _, pull = jax.vjp(run, [windows[v] for v in ins], [env[v] for v in others])
     mine, parameters = pull(given)

@@ -11,6 +11,7 @@ from jax import lax
 
 from tinyjax.blocks.divide import Blocks
 from tinyjax.blocks.local import Var
+from tinyjax.blocks.partition import break_even
 from tinyjax.blocks.state import gated
 from tinyjax.blocks.sweep import Mask, active_cells, run_block
 from tinyjax.blocks.windows import run_before, run_frame
@@ -30,7 +31,7 @@ def run_blocks(
     limits: Array,
     whole: Any,
     fresh: Any,
-    dense_above: float,
+    dense_above: float | None,
 ) -> tuple[Kept, tuple[Array, ...]]:
     """What blocks give for a frame.
 
@@ -42,7 +43,8 @@ def run_blocks(
       limits: of each gated tensor, how far it may move unseen: float32.
       whole: bool scalar: compute the whole network, in which nothing is cut.
       fresh: bool scalar: nothing that was kept is of use.
-      dense_above: share of a block's cells above which it is computed whole.
+      dense_above: share of a block's cells above which it is computed whole; None for where the
+        whole costs less.
 
     Returns:
       What is kept; and, for every block, the cells that were computed: bool ``[rows, cols]``.
@@ -66,7 +68,8 @@ def run_blocks(
             moved = {v: differs(before[v], values[v]) for v in before if v in values}
             changed |= {v: moved[v].any(3, keepdims=True) for v in block.ins if v in moved}
             cells = active_cells(block, changed)
-            everywhere = fresh | (cells.sum() > int(dense_above * cells.size))
+            most = break_even([block]) if dense_above is None else dense_above
+            everywhere = fresh | (cells.sum() > int(most * cells.size))
             for v in block.shared:
                 everywhere = everywhere | moved[v].any()
             kept = [next(held) for _ in block.outs]

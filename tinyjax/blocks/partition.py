@@ -22,21 +22,24 @@ from tinyjax import compat
 from tinyjax.blocks.local import POOLS, Halo, Layout, Step, Var, widen
 from tinyjax.numerics.patches import Pair, tiles
 
-__all__ = ["Block", "partition"]
+__all__ = ["AT_ONCE", "Block", "break_even", "partition"]
 
 Layouts = dict[Var, Layout]
 
-# Nanoseconds on one core of an AVX-512 machine; only their ratios matter.
-MAC = 1 / 30
-DEPTHWISE_MAC = 4.0  # XLA's own loop, not its library's
-TAP = 1.0  # of a pool
-WEIGHT = 0.7  # of a product, packed anew for every turn of some windows
+AT_ONCE = 4  # windows that go through a product together: a turn
+LEFT_OVER = 1.5  # of them, on average: they go one by one
+
+# Nanoseconds on two cores of an AVX-512 machine; only their ratios matter.
+MAC = 1 / 75
+DEPTHWISE_MAC = 2.0  # XLA's own loop, not its library's
+TAP = 0.5  # of a pool
+WEIGHT = 0.5  # of a product, packed anew in every turn
 ELEMENT = 0.6  # of a tensor that is kept, read or written
-PRODUCT = 5e3  # to begin one
-CELL = 6e3
+PRODUCT = 25e3  # to begin one, on all cores
+CELL = 12e3
 BLOCK = 15e3
 UNCUT = 1e12  # an operation outside of blocks, where there is a choice
-MOST = 0.45  # share of the cells above which a block is computed whole
+LEAST = 0.45  # of the cells, below which a block is never computed whole
 OBJECT = 0.25  # the side of what moves, as a share of the frame's
 
 
@@ -129,9 +132,25 @@ def _full(step: Step) -> float:
     return _time(step) + ELEMENT * step.out.aval.size + (UNCUT if heavy else 0)
 
 
+def break_even(blocks: Sequence[Block]) -> float:
+    """The share of the cells of some blocks from which on it costs less to compute them whole.
+
+    At least :data:`LEAST`: where so little is computed that hardly a cell would pay, the model says
+    nothing, and what is skipped can be seen.
+    """
+    cell = turn = dense = 0.0
+    for block in blocks:
+        count = math.prod(block.grid)
+        one, begun = _cell(block), _turn(block)
+        cell += count * (one + begun / AT_ONCE)
+        turn += begun
+        dense += _dense(block)
+    return min(1.0, max(LEAST, (dense - LEFT_OVER * turn) / cell))
+
+
 def _cost(block: Block, layouts: Layouts, spreads: dict[Var, Pair]) -> float:
     """Nanoseconds of a block for a frame in which one object has moved."""
-    active, whole = 1.0, math.prod(block.grid)
+    active = 1.0
     for axis in (0, 1):
         woken = [
             (OBJECT * h * s + spreads[v][axis]) / s
@@ -142,16 +161,31 @@ def _cost(block: Block, layouts: Layouts, spreads: dict[Var, Pair]) -> float:
         ]
         cells = (n / block.cells[v][axis] + 1 for n, v in zip(woken, block.ins, strict=True))
         active *= min(block.grid[axis], max(cells))
-    positions = lambda v: math.prod(_side(block, v, axis) for axis in (0, 1))
-    share = lambda v: positions(v) / math.prod(block.sizes[v])
-    cell = CELL + sum(
-        share(step.out) * _time(step) + PRODUCT + WEIGHT * step.eqn.invars[-1].aval.size
-        for step in block.steps
-        if _macs(step)
-    )
-    cell += ELEMENT * sum(share(v) * v.aval.size for v in (*block.ins, *block.outs))
-    dense = sum(map(_time, block.steps)) + ELEMENT * sum(v.aval.size for v in block.outs)
-    return BLOCK + (active * cell if active <= MOST * whole else dense)
+    turns = min(active, active / AT_ONCE + LEFT_OVER)
+    return BLOCK + min(active * _cell(block) + turns * _turn(block), _dense(block))
+
+
+def _cell(block: Block) -> float:
+    """Nanoseconds of a cell, whatever goes with it."""
+    share = lambda v: math.prod(_side(block, v, axis) / block.sizes[v][axis] for axis in (0, 1))
+    elements = sum(share(v) * v.aval.size for v in _touched(block))
+    return CELL + ELEMENT * elements + sum(share(step.out) * _time(step) for step in block.steps)
+
+
+def _touched(block: Block) -> list[Var]:
+    """What goes through memory: what products and pools read, and what is kept."""
+    return [v for step in block.steps if _time(step) for v in step.reads] + list(block.outs)
+
+
+def _turn(block: Block) -> float:
+    """Nanoseconds to begin the products of a block."""
+    products = [step.eqn for step in block.steps if _macs(step)]
+    return sum(PRODUCT + WEIGHT * eqn.invars[-1].aval.size for eqn in products)
+
+
+def _dense(block: Block) -> float:
+    """Nanoseconds of a whole block."""
+    return sum(map(_time, block.steps)) + ELEMENT * sum(v.aval.size for v in _touched(block))
 
 
 def _side(block: Block, v: Var, axis: int) -> int:

@@ -1,15 +1,14 @@
 """Sweeps over chosen cells: loops whose length is decided on the device, or known beforehand.
 
-A product on a window first reads and packs its weights, so several windows go through it at once;
-what is left over, and windows that reach out of the frame, go one by one. More at once would waste
-the cache, and cells where few have changed. A mask that is a NumPy array gives loops of fixed
-length over fixed cells.
+A product on a window first reads and packs its weights, and one window does not keep all cores
+busy, so several windows go through it at once; what is left over goes one by one. More at once
+would waste the cache. A mask that is a NumPy array gives loops of fixed length over fixed cells.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,14 +17,13 @@ import numpy as np
 from jax import lax
 
 from tinyjax.blocks.local import Var
-from tinyjax.blocks.partition import Block
-from tinyjax.blocks.windows import Index, corner, inside, run_frame, run_window, run_windows
+from tinyjax.blocks.partition import AT_ONCE, Block
+from tinyjax.blocks.windows import Index, corner, run_frame, run_windows
 from tinyjax.numerics.patches import differs, read_part, spread, window_any, write_part
 
 __all__ = ["active_cells", "effective_input", "for_each", "run_block"]
 
 Array = jax.Array
-AT_ONCE = 4  # windows
 Mask = Array | np.ndarray  # bool; NumPy's is known before anything is traced
 
 
@@ -82,19 +80,10 @@ def run_block(
 
     def sparse(old: list[Array]) -> tuple[list[Array], list[Array]]:
         known = [v in watched for v in block.outs]
-        put = functools.partial(_put_cell, block, known, [limits.get(v) for v in block.outs])
+        put = functools.partial(_put_cells, block, known, [limits.get(v) for v in block.outs])
         carry = old, [jnp.zeros(shape, bool) for shape in shapes]
-
-        def one(index: Index, carry: Any) -> Any:
-            return put(run_window(block, env, index), index, carry)
-
-        def several(indices: list[Index], carry: Any) -> Any:
-            news = run_windows(block, env, indices)
-            for i, index in enumerate(indices):
-                carry = put([lax.slice_in_dim(new, i, i + 1) for new in news], index, carry)
-            return carry
-
-        return for_each(cells, one, carry, inside(block), several)
+        some = lambda indices, carry: put(run_windows(block, env, indices), indices, carry)
+        return for_each(cells, some, carry, AT_ONCE)
 
     outs, flags = lax.cond(whole, entire, sparse, old)
     return outs, dict(zip(kept, flags, strict=True))
@@ -122,22 +111,23 @@ def _moved(old: Array, new: Array, limit: Array) -> Array:
     return (~(moved <= limit)).any(3, keepdims=True)
 
 
-def _put_cell(
+def _put_cells(
     block: Block,
     watched: list[bool],
     limits: list[Array | None],
     news: list[Array],
-    index: Index,
+    indices: Sequence[Index],
     carry: tuple[list[Array], list[Array]],
 ) -> tuple[list[Array], list[Array]]:
-    """Writes one cell and marks where the watched outputs changed."""
+    """Writes some cells and marks where the watched outputs changed."""
     olds, flags = carry
-    at, rest, outs, marked = corner(block, block.outs[0], index), iter(flags), [], []
+    places = [corner(block, block.outs[0], index) for index in indices]
+    rest, outs, marked = iter(flags), [], []
     for old, new, seen, limit in zip(olds, news, watched, limits, strict=True):
         if seen:
-            old, marks = _put(old, next(rest), new, at, limit=limit)
+            old, marks = _put(old, next(rest), new, places, limit=limit)
             marked.append(marks)
-        outs.append(old if seen else write_part(old, new, at))
+        outs.append(old if seen else _write(old, new, places))
     return outs, marked
 
 
@@ -172,9 +162,10 @@ def effective_input(
 
 
 def _one_patch(
-    x: Array, patch: int, index: Index, carry: tuple[Array, Array]
+    x: Array, patch: int, indices: Sequence[Index], carry: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     """Takes one patch of ``x``; one at the border, moved inside, leaves its neighbour alone."""
+    (index,) = indices
     corner = [i * jnp.int32(patch) for i in index]
     row, col = (
         jnp.minimum(o, jnp.int32(h - patch)) for o, h in zip(corner, x.shape[1:3], strict=True)
@@ -184,72 +175,70 @@ def _one_patch(
         own = own & (
             lax.broadcasted_iota(jnp.int32, (1, patch, patch, 1), axis + 1) + start >= first
         )
-    return _put(*carry, read_part(x, (row, col), (patch, patch)), (row, col), own)
+    return _put(*carry, read_part(x, (row, col), (patch, patch)), [(row, col)], own)
 
 
 def _put(
     whole: Array,
     flags: Array,
-    new: Array,
-    at: Index,
+    news: Array,
+    places: Sequence[Index],
     own: Array | bool = True,
     limit: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Writes a part into a frame where it differs, and marks where it does.
+    """Writes parts into a frame where they differ, and marks where they do.
 
     Args:
       whole: ``[1, h, w, c]``.
       flags: bool ``[1, h, w, 1]``; what an overlapping part has marked stays marked.
-      new: the part.
-      at: where it begins.
-      own: bool ``[1, rows, cols, 1]``: where the part may write.
+      news: the parts, ``[n, rows, cols, c]``. Where two of them overlap, the last one is written,
+        and the mark is of that.
+      places: where each begins.
+      own: bool ``[n, rows, cols, 1]``: where they may write.
       limit: float32 scalar: a position of which no value moves by more stays as it is.
 
     Returns:
       ``whole`` and ``flags``, updated.
     """
-    old = read_part(whole, at, new.shape[1:3])
-    differ = differs(old, new) & own
+    read = lambda a: lax.concatenate([read_part(a, at, news.shape[1:3]) for at in places], 0)
+    old = read(whole)
+    differ = differs(old, news) & own
     if limit is not None:
         # At 0 the comparison decides alone: a difference may be too small for its own dtype.
-        differ = differ & ((limit <= 0) | _moved(old, new, limit))
-    marks = differ.any(3, keepdims=True) | read_part(flags, at, new.shape[1:3])
+        differ = differ & ((limit <= 0) | _moved(old, news, limit))
+    marks = differ.any(3, keepdims=True) | read(flags)
     # Nothing may change without a mark, and -0.0 compares equal to 0.0.
-    part = jnp.where(differ, new, old)
+    parts = jnp.where(differ, news, old)
     # Without a barrier between reading and writing, XLA copies the whole frame in every turn.
-    part, marks, whole, flags = lax.optimization_barrier((part, marks, whole, flags))
-    return write_part(whole, part, at), write_part(flags, marks, at)
+    parts, marks, whole, flags = lax.optimization_barrier((parts, marks, whole, flags))
+    return _write(whole, parts, places), _write(flags, marks, places)
+
+
+def _write(whole: Array, parts: Array, places: Sequence[Index]) -> Array:
+    for i, at in enumerate(places):
+        whole = write_part(whole, lax.slice_in_dim(parts, i, i + 1), at)
+    return whole
 
 
 def for_each(
-    cells: Mask,
-    one: Callable[[Index, Any], Any],
-    carry: Any,
-    easy: np.ndarray | None = None,
-    several: Callable[[list[Index], Any], Any] | None = None,
+    cells: Mask, some: Callable[[list[Index], Any], Any], carry: Any, at_once: int = 1
 ) -> Any:
-    """``one((row, col), carry) -> carry`` for every chosen cell.
+    """``some([(row, col), ...], carry) -> carry`` for all chosen cells.
 
-    Of the cells that are ``easy``, bool ``[rows, cols]``, those go through ``several`` that fill
-    a turn.
+    So many at a time as ``at_once`` says, and what is left over one by one.
     """
     cols = cells.shape[1]
-    easy = np.zeros(cells.shape, bool) if easy is None else easy
-    order = np.argsort(~easy.ravel(), kind="stable").astype(np.int32)
     if isinstance(cells, np.ndarray):
-        ids = order[cells.ravel()[order]]
-        count, fit = len(ids), int((cells & easy).sum())
+        ids = np.flatnonzero(cells).astype(np.int32)
+        count = len(ids)
     else:
-        chosen = jnp.nonzero(cells.ravel()[order], size=cells.size, fill_value=0)[0]
-        ids = jnp.asarray(order)[chosen]
+        ids = jnp.nonzero(cells.ravel(), size=cells.size, fill_value=0)[0].astype(jnp.int32)
         count = jnp.sum(cells, dtype=jnp.int32)
-        fit = jnp.sum(cells & easy, dtype=jnp.int32)
     if len(ids) == 0:
         return carry
     place = lambda k: (jnp.asarray(ids)[k] // cols, jnp.asarray(ids)[k] % cols)
-    turns = 0
-    if several is not None and easy.sum() >= AT_ONCE:
-        turns = fit // AT_ONCE
-        batch = lambda k, carry: several([place(k * AT_ONCE + i) for i in range(AT_ONCE)], carry)
+    turns = count // at_once if 1 < at_once <= len(ids) else 0
+    if isinstance(turns, jax.Array) or turns:
+        batch = lambda k, carry: some([place(k * at_once + i) for i in range(at_once)], carry)
         carry = lax.fori_loop(0, turns, batch, carry)
-    return lax.fori_loop(turns * AT_ONCE, count, lambda k, carry: one(place(k), carry), carry)
+    return lax.fori_loop(turns * at_once, count, lambda k, carry: some([place(k)], carry), carry)

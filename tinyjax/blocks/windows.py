@@ -2,8 +2,7 @@
 
 In a window every operation runs without padding, so the window shrinks from operation to
 operation until the cell is left. What padding would have put outside the frame is put there again
-where a window reaches out; windows well inside the frame, most of them, skip that work, and several
-of them are computed at once.
+where a window reaches out. Several windows are computed at once.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from tinyjax.blocks.divide import Blocks
 from tinyjax.blocks.local import POOLS, Halo, Step, Var, widen
 from tinyjax.blocks.partition import Block
 from tinyjax.numerics.conv_taps import ConvSpec
-from tinyjax.numerics.patches import Pair, origins, read_part, read_window
+from tinyjax.numerics.patches import Pair, origins, read_window
 from tinyjax.numerics.window_conv import with_gradients
 
 __all__ = [
@@ -31,12 +30,10 @@ __all__ = [
     "compute",
     "corner",
     "finish",
-    "inside",
     "reach",
     "read_in",
     "run_before",
     "run_frame",
-    "run_window",
     "run_windows",
     "window_at",
 ]
@@ -80,28 +77,16 @@ def run_frame(block: Block, env: Env) -> list[Array]:
     return [local[v] for v in block.outs]
 
 
-def run_window(block: Block, env: Env, index: Index) -> list[Array]:
-    """One cell of each output of a block, from whole frames in ``env``: ``[1, *cell, c]`` each.
-
-    It belongs at :func:`corner` of ``block.outs[0]``.
-    """
-    windows = [read_in(block, env[v], v, index, at_border=True) for v in block.ins]
-    return compute(block, windows, env, index)
-
-
 def run_windows(block: Block, env: Env, indices: Sequence[Index]) -> list[Array]:
-    """Several cells of each output of a block, all of them :func:`inside`: ``[n, *cell, c]``."""
+    """Some cells of each output of a block, from whole frames in ``env``: ``[n, *cell, c]``.
+
+    Each belongs at its :func:`corner` of ``block.outs[0]``.
+    """
     windows = [
-        lax.concatenate([read_in(block, env[v], v, index, at_border=False) for index in indices], 0)
+        lax.concatenate([read_in(block, env[v], v, index) for index in indices], 0)
         for v in block.ins
     ]
-    return compute(block, windows, env, None)
-
-
-def inside(block: Block) -> np.ndarray:
-    """The cells whose windows of every tensor lie in the frame: bool ``grid``."""
-    rows, cols = (_inside(block, axis) for axis in (0, 1))
-    return rows[:, None] & cols
+    return compute(block, windows, env, indices)
 
 
 def corner(block: Block, v: Var, index: Index) -> Index:
@@ -136,37 +121,33 @@ def _beyond(block: Block, v: Var, axis: int) -> tuple[np.ndarray, np.ndarray]:
     return low - start, start + block.cells[v][axis] + high - block.sizes[v][axis]
 
 
-def _inside(block: Block, axis: int) -> np.ndarray:
-    """Along one axis, the cells whose windows of every tensor lie in the frame: bool."""
-    out = [np.maximum(*_beyond(block, v, axis)) > 0 for v in block.halos]
-    return ~np.any(out, axis=0)
-
-
-def compute(block: Block, windows: Sequence[Array], env: Env, index: Index | None) -> list[Array]:
+def compute(
+    block: Block, windows: Sequence[Array], env: Env, indices: Sequence[Index]
+) -> list[Array]:
     """Cells of each output of a block: ``[n, *cell, c]``.
 
     Args:
       block: the block.
       windows: those of ``block.ins`` around the cells, ``[n, rows, cols, c]``.
       env: holds what else is read: parameters, and what follows from them.
-      index: of the one cell; None if windows of all lie in the frame.
+      indices: the ``n`` cells.
     """
     found = dict(zip(block.ins, windows, strict=True))
     for step in block.steps:
         want = widen(step.geometry, block.halos[step.out])
         ins = {v: _crop(found[v], block.halos[v], want) for v in step.reads}
-        if index is not None and step.geometry is not None and step.geometry.outside is not None:
+        if step.geometry is not None and step.geometry.outside is not None:
             (v,) = step.reads
-            ins[v] = _pad_again(block, v, ins[v], want, index, step.geometry.outside)
+            ins[v] = _pad_again(block, v, ins[v], want, indices, step.geometry.outside)
         found[step.out] = _step(block, step, ins, env)
     # A tensor that is kept may also be read here, with a halo.
     return [_crop(found[v], block.halos[v], Halo((0, 0), (0, 0))) for v in block.outs]
 
 
-def read_in(block: Block, x: Array, v: Var, index: Index, *, at_border: bool) -> Array:
+def read_in(block: Block, x: Array, v: Var, index: Index) -> Array:
     """The window of a kept tensor around a cell; zeros where it reaches out of the frame."""
     start, size = window_at(block, v, index)
-    return read_window(x, start, size, reach(block, v)) if at_border else read_part(x, start, size)
+    return read_window(x, start, size, reach(block, v))
 
 
 def window_at(block: Block, v: Var, index: Index) -> tuple[Index, Pair]:
@@ -193,14 +174,20 @@ def _crop(window: Array, have: Halo, want: Halo) -> Array:
 
 
 def _pad_again(
-    block: Block, v: Var, window: Array, halo: Halo, index: Index, outside: float
+    block: Block,
+    v: Var,
+    window: Array,
+    halo: Halo,
+    indices: Sequence[Index],
+    outside: float,
 ) -> Array:
     """Puts what padding holds wherever a window lies outside the frame."""
     inside = jnp.ones((), bool)
-    for axis, place in enumerate(corner(block, v, index)):
-        at = lax.broadcasted_iota(jnp.int32, window.shape, axis + 1)
-        at = at + (place - jnp.int32(halo.low[axis]))
-        inside = inside & (at >= 0) & (at < jnp.int32(block.sizes[v][axis]))
+    for axis, places in enumerate(zip(*(corner(block, v, i) for i in indices), strict=True)):
+        first = jnp.stack(places) - jnp.int32(halo.low[axis])
+        at = jnp.arange(window.shape[axis + 1], dtype=jnp.int32) + first[:, None]
+        held = (at >= 0) & (at < jnp.int32(block.sizes[v][axis]))
+        inside = inside & (held[:, :, None, None] if axis == 0 else held[:, None, :, None])
     return jnp.where(inside, window, jnp.asarray(outside, window.dtype))
 
 

@@ -90,24 +90,30 @@ def window_any(
     """
     h, w, c = flags.shape
     rows, cols = grid or tiles((h, w), cell)
-    # Few channels would make for short inner loops, so they stay joined to columns at first.
-    found = _along(flags.reshape(h, w * c), 0, rows, cell[0], low[0], high[0])
-    return _along(found.reshape(rows, w, c).any(2), 1, cols, cell[1], low[1], high[1])
+    # XLA:CPU computes an OR of bytes many at a time, one of bools one by one. Few channels would
+    # make for short inner loops, so they stay joined to columns at first: the barrier keeps it so.
+    joined = flags.reshape(h, w * c).astype(jnp.uint8)
+    found = lax.optimization_barrier(_along(joined, 0, rows, cell[0], low[0], high[0]))
+    found = lax.reduce_or(found.reshape(rows, w, c), (2,))
+    return _along(found, 1, cols, cell[1], low[1], high[1]) != 0
 
 
 def _along(flags: Array, axis: int, count: int, cell: int, low: int, high: int) -> Array:
-    """Windows along one axis: an OR of runs of whole cells, so that every pass is contiguous."""
+    """Windows along one axis: an OR of runs of whole cells, so that every pass is contiguous.
+
+    ``flags`` are bytes.
+    """
     size, length = flags.shape[axis], cell + low + high
     reach = math.ceil(length / cell)
     config = [(0, 0, 0)] * flags.ndim
     config[axis] = (low, (count + reach - 1) * cell - low - size, 0)
     shape = (*flags.shape[:axis], count + reach - 1, cell, *flags.shape[axis + 1 :])
     cells = lax.pad(flags, jnp.zeros((), flags.dtype), config).reshape(shape)
-    found = jnp.zeros((), bool)
+    found = jnp.zeros((), flags.dtype)
     for i in range(reach):
         run = lax.slice_in_dim(cells, i, i + count, axis=axis)
         run = lax.slice_in_dim(run, 0, min(cell, length - i * cell), axis=axis + 1)
-        found = found | run.any(axis + 1)
+        found = found | lax.reduce_or(run, (axis + 1,))
     return found
 
 

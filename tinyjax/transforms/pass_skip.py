@@ -43,6 +43,7 @@ from tinyjax.blocks import (
     SkipState,
     begin,
     begin_state,
+    break_even,
     effective_input,
     finish,
     fits,
@@ -64,7 +65,7 @@ def pass_skip(
     patch: int = 16,
     gate: Gate = exact,
     inner: float | Sequence[float] = 0.0,
-    dense_above: float = 0.45,
+    dense_above: float | None = None,
     key_every: int = 0,
     refresh_every: int = 0,
     fuse: bool = True,
@@ -99,8 +100,8 @@ def pass_skip(
       inner: how far tensors between blocks may move unseen, in their own units: a limit for all or
         one for each in order. They are in the state: ``state._replace(limits=...)`` changes them.
       dense_above: share of the patches, 0 to 1. A static mask is kept to, however large it is.
-        Cells are computed one by one and a whole block on all cores, so that the whole pays from
-        about 0.45 on two cores (``python -m benchmarks pass``).
+        By default the share from which on the whole costs less, of each block and of all, after the
+        model of the cost.
       key_every: every so many frames one is computed whole, which ends all errors; 0 for never.
       refresh_every: within so many frames every patch is taken, the oldest first; 0 for never.
       fuse: products share blocks, in cells of half, once or twice ``patch``, as a model of the cost
@@ -133,7 +134,7 @@ def pass_skip(
     """
     if isinstance(patch, bool) or not isinstance(patch, int) or patch < 1:
         raise ValueError(f"patch is {patch!r}: use an int from 1 up")
-    if not 0 <= dense_above <= 1:
+    if dense_above is not None and not 0 <= dense_above <= 1:
         raise ValueError(f"dense_above is {dense_above}: use a share from 0 to 1")
     for name, every in (("key_every", key_every), ("refresh_every", refresh_every)):
         if isinstance(every, bool) or not isinstance(every, int) or every < 0:
@@ -171,7 +172,8 @@ def pass_skip(
         if key_every:
             fresh = fresh | (state.frames % key_every == 0)
         taken = tiling(gate(x[0], state.ref[0], patch), state.age.shape)
-        much = not isinstance(taken, np.ndarray) and taken.sum() > int(dense_above * taken.size)
+        most = break_even(blocks.blocks) if dense_above is None else dense_above
+        much = not isinstance(taken, np.ndarray) and taken.sum() > int(most * taken.size)
         whole_frame = fresh | much
         if refresh_every:
             taken = taken | oldest(state.age, refresh_every)
