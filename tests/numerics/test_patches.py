@@ -12,6 +12,7 @@ from tinyjax.numerics import patches
 
 window_any = jax.jit(patches.window_any, static_argnums=(1, 2, 3, 4))
 read_window = jax.jit(patches.read_window, static_argnums=(1, 2, 3))
+add_window = jax.jit(patches.add_window, static_argnums=(2, 3))
 
 
 @settings(max_examples=12)  # every shape compiles anew
@@ -37,7 +38,7 @@ def test_window_any(shape, cell, low, high, grid, seed):
     st.tuples(st.integers(-6, 12), st.integers(-6, 12)),
     st.tuples(st.integers(0, 3), st.integers(0, 3)),
 )
-def test_read_window(shape, size, start, more):
+def test_windows_are_read_and_added(shape, size, start, more):
     x = np.arange(1, 2 * np.prod(shape) + 1, dtype=np.float32).reshape(1, *shape, 2)
     beyond = tuple(
         (max(0, -o) + extra, max(0, o + s - h) + extra)
@@ -45,6 +46,9 @@ def test_read_window(shape, size, start, more):
     )
     got = read_window(jnp.asarray(x), start, size, beyond)
     np.testing.assert_array_equal(got, oracle.read_window(x, start, size))
+    window = np.arange(1, got.size + 1, dtype=np.float32).reshape(got.shape)
+    added = add_window(jnp.asarray(x), jnp.asarray(window), start, beyond)
+    np.testing.assert_array_equal(added, oracle.add_window(x, window, start))
 
 
 @pytest.mark.parametrize(("size", "cell"), [((9, 7), (4, 4)), ((8, 8), (4, 2)), ((3, 5), (1, 5))])

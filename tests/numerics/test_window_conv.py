@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from tinyjax.numerics import window_conv
 from tinyjax.numerics.conv_taps import ConvSpec
 from tinyjax.numerics.window_conv import with_gradients
 
@@ -37,6 +38,16 @@ def plain(spec, x, w):
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", SPECS)
 def test_gradients_equal_jax_own(name, batch, rng):
+    agrees_with_jax(name, batch, rng)
+
+
+@pytest.mark.parametrize("name", ["plain", "dilated"])
+def test_gradients_are_the_same_where_the_columns_are_many(name, rng, monkeypatch):
+    monkeypatch.setattr(window_conv, "IN_CACHE", 0)
+    agrees_with_jax(name, 1, rng)
+
+
+def agrees_with_jax(name, batch, rng):
     *about, taps = SPECS[name]
     spec = ConvSpec(*about)
     run = functools.partial(plain, spec)

@@ -30,6 +30,17 @@ def read_window(x, start, size):
     return out
 
 
+def add_window(x, window, start):
+    """[1, h, w, c] with [1, *size, c] added; what lies outside is dropped."""
+    out = x.copy()
+    for a in range(window.shape[1]):
+        for b in range(window.shape[2]):
+            i, j = start[0] + a, start[1] + b
+            if 0 <= i < x.shape[1] and 0 <= j < x.shape[2]:
+                out[0, i, j] += window[0, a, b]
+    return out
+
+
 def effective_input(x, ref, taken, patch):
     """The new reference: ``x`` in the patches that were taken, ``ref`` elsewhere; [h, w, c]."""
     out = ref.copy()

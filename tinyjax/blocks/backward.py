@@ -19,7 +19,7 @@ from jax import lax
 from tinyjax import compat
 from tinyjax.blocks.divide import Blocks
 from tinyjax.blocks.local import Var
-from tinyjax.blocks.partition import Block
+from tinyjax.blocks.partition import AT_ONCE, Block
 from tinyjax.blocks.state import SkipState
 from tinyjax.blocks.sweep import for_each
 from tinyjax.blocks.windows import (
@@ -34,7 +34,7 @@ from tinyjax.blocks.windows import (
     run_frame,
     window_at,
 )
-from tinyjax.numerics.patches import read_part, spread, write_part
+from tinyjax.numerics.patches import Pair, add_window, read_part, spread, write_part
 
 __all__ = ["no_cotangents", "pull_back"]
 
@@ -156,29 +156,17 @@ def _block(block: Block, env: Mapping[Var, Any], active: Array, outs: list[Array
         return [found[v] for v in (*ins, *others)]
 
     def sparse(outs: list[Array]) -> list[Array]:
-        # Margins take what belongs to padding: so no window is a special case here.
-        frames = [_margined(block, v) for v in ins]
+        frames = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in ins]
         sums = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in others]
-        one = functools.partial(_one_cell, block, env, ins, others)
-        _, frames, sums = for_each(active, one, (outs, frames, sums))
-        return [*map(functools.partial(_without_margins, block), ins, frames), *sums]
+        some = functools.partial(_some_cells, block, env, ins, others)
+        _, frames, sums = for_each(active, some, (outs, frames, sums), AT_ONCE)
+        return [*frames, *sums]
 
     found = lax.cond(active.all(), entire, sparse, outs)
     return dict(zip((*ins, *others), found, strict=True))
 
 
-def _margined(block: Block, v: Var) -> Array:
-    rows, cols = (sum(sides) + h for sides, h in zip(reach(block, v), block.sizes[v], strict=True))
-    return jnp.zeros((1, rows, cols, v.aval.shape[3]), v.aval.dtype)
-
-
-def _without_margins(block: Block, v: Var, frame: Array) -> Array:
-    (top, _), (left, _) = reach(block, v)
-    rows, cols = block.sizes[v]
-    return frame[:, top : top + rows, left : left + cols]
-
-
-def _one_cell(
+def _some_cells(
     block: Block,
     env: Mapping[Var, Any],
     ins: list[Var],
@@ -186,14 +174,13 @@ def _one_cell(
     indices: Sequence[Index],
     carry: tuple[list[Array], list[Array], list[Array]],
 ) -> tuple[list[Array], list[Array], list[Array]]:
-    """Takes the cotangents of a cell away and adds those of its windows and parameters."""
-    (index,), (outs, frames, sums) = indices, carry
-    at, cell = corner(block, block.outs[0], index), block.cells[block.outs[0]]
-    given = [read_part(ct, at, cell) for ct in outs]
-    # Cells at a ragged border overlap, and each position is handed on once.
-    outs = [write_part(ct, jnp.zeros_like(g), at) for ct, g in zip(outs, given, strict=True)]
-
-    windows = {v: read_in(block, env[v], v, index) for v in block.ins}
+    """Takes the cotangents of cells away and adds those of their windows and parameters."""
+    outs, frames, sums = carry
+    outs, given = _take(block, outs, indices)
+    windows = {
+        v: lax.concatenate([read_in(block, env[v], v, index) for index in indices], 0)
+        for v in block.ins
+    }
 
     def run(mine: list[Array], parameters: list[Array]) -> list[Array]:
         held = {**windows, **dict(zip(ins, mine, strict=True))}
@@ -203,9 +190,45 @@ def _one_cell(
     _, pull = jax.vjp(run, [windows[v] for v in ins], [env[v] for v in others])
     mine, parameters = pull(given)
     added = []
-    for v, frame, ct in zip(ins, frames, mine, strict=True):
-        (row, col), size = window_at(block, v, index)
-        (top, _), (left, _) = reach(block, v)
-        place = (row + jnp.int32(top), col + jnp.int32(left))
-        added.append(write_part(frame, read_part(frame, place, size) + ct, place))
+    for v, frame, cts in zip(ins, frames, mine, strict=True):
+        for i, index in enumerate(indices):
+            start, _ = window_at(block, v, index)
+            frame = add_window(frame, lax.slice_in_dim(cts, i, i + 1), start, reach(block, v))
+        added.append(frame)
     return outs, added, [a + b for a, b in zip(sums, parameters, strict=True)]
+
+
+def _take(
+    block: Block, outs: list[Array], indices: Sequence[Index]
+) -> tuple[list[Array], list[Array]]:
+    """What is left of cotangents, and what was taken: ``[n, *cell, c]`` each.
+
+    Cells at a ragged border overlap, and each position is handed on once.
+    """
+    out = block.outs[0]
+    cell, size = block.cells[out], block.sizes[out]
+    places = [corner(block, out, index) for index in indices]
+    left, taken = [], []
+    for ct in outs:
+        parts = [read_part(ct, at, cell) for at in places]
+        # Without a barrier between reading and writing, XLA copies the frame in every turn.
+        parts, ct = lax.optimization_barrier((parts, ct))
+        for at in places:
+            ct = write_part(ct, jnp.zeros_like(parts[0]), at)
+        if any(side % c for side, c in zip(size, cell, strict=True)):
+            parts = [jnp.where(_held(places, i, cell), 0, part) for i, part in enumerate(parts)]
+        left.append(ct)
+        taken.append(lax.concatenate(parts, 0))
+    return left, taken
+
+
+def _held(places: Sequence[Index], i: int, cell: Pair) -> Array:
+    """Which positions of a cell are in one before it, too: bool ``[1, *cell, 1]``."""
+    found = jnp.zeros((1, *cell, 1), bool)
+    for other in places[:i]:
+        both = jnp.ones((), bool)
+        for axis, (mine, its, side) in enumerate(zip(places[i], other, cell, strict=True)):
+            at = lax.broadcasted_iota(jnp.int32, (1, *cell, 1), axis + 1) + (mine - its)
+            both = both & (at >= 0) & (at < side)
+        found = found | both
+    return found

@@ -16,6 +16,7 @@ from jax import lax
 
 __all__ = [
     "Pair",
+    "add_window",
     "differs",
     "origins",
     "read_part",
@@ -177,12 +178,50 @@ def read_window(
       >>> read_window(x, start, (2, 3), ((1, 0), (0, 1)))[0, :, :, 0].tolist()
       [[0.0, 0.0, 0.0], [1.0, 2.0, 0.0]]
     """
+    held, inside = _inside(x, start, size)
+    shift = [o - i for o, i in zip(start, inside, strict=True)]
+    return _shifted(read_part(x, inside, held), shift, size, beyond)
+
+
+def add_window(
+    x: Array, window: Array, start: tuple[Array, Array], beyond: tuple[Pair, ...]
+) -> Array:
+    """``x`` with a window added to it, of which what lies outside the frame is dropped.
+
+    Args:
+      x: ``[1, h, w, c]``.
+      window: ``[1, *size, c]``.
+      start: row and column where the window begins, int32; may be negative.
+      beyond: for each axis, how far any window of this kind reaches out before and after.
+
+    Returns:
+      ``[1, h, w, c]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x, start = jnp.zeros((1, 3, 3, 1)), (jnp.int32(-1), jnp.int32(1))
+      >>> add_window(x, jnp.ones((1, 2, 3, 1)), start, ((1, 0), (0, 1)))[0, :, :, 0].tolist()
+      [[0.0, 1.0, 1.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    """
+    held, inside = _inside(x, start, window.shape[1:3])
+    shift = [i - o for o, i in zip(start, inside, strict=True)]
+    part = _shifted(window, shift, held, tuple((b, a) for a, b in beyond))
+    return write_part(x, read_part(x, inside, held) + part, inside)
+
+
+def _inside(x: Array, start: tuple[Array, Array], size: Pair) -> tuple[Pair, tuple[Array, Array]]:
+    """The size of a window as far as it fits into a frame, and where it begins, moved inside."""
     held = tuple(map(min, size, x.shape[1:3]))
-    inside = [
+    row, col = (
         lax.clamp(jnp.int32(0), o, jnp.int32(h - s))
         for o, h, s in zip(start, x.shape[1:3], held, strict=True)
-    ]
+    )
+    return held, (row, col)
+
+
+def _shifted(part: Array, shift: Sequence[Array], size: Pair, beyond: tuple[Pair, ...]) -> Array:
+    """``[1, *size, c]`` of a part from ``shift`` on; zeros up to ``beyond`` it on each side."""
     margins = ((0, 0, 0), *((a, b, 0) for a, b in beyond), (0, 0, 0))
-    padded = lax.pad(read_part(x, (inside[0], inside[1]), held), jnp.zeros((), x.dtype), margins)
-    row, col = (o - i + jnp.int32(a) for o, i, (a, _) in zip(start, inside, beyond, strict=True))
+    padded = lax.pad(part, jnp.zeros((), part.dtype), margins)
+    row, col = (o + jnp.int32(a) for o, (a, _) in zip(shift, beyond, strict=True))
     return read_part(padded, (row, col), size)
