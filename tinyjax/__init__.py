@@ -17,7 +17,7 @@ from tinyjax.base import (
 )
 from tinyjax.blocks import SkipState
 from tinyjax.calibration import calibrate
-from tinyjax.codes import GainCode, GroupCode, SGQGradient, StepCode
+from tinyjax.codes import DeltaCode, GainCode, GroupCode, KeyCode, SGQGradient, StepCode
 from tinyjax.combine import at, chain, identity, where
 from tinyjax.counting import count_macs
 from tinyjax.gates import exact, static, threshold, top_k
@@ -45,15 +45,18 @@ from tinyjax.transforms import (
     stripe_groups,
     zero_point,
 )
+from tinyjax.uplink import Uplink, UplinkState, delta_uplink
 
 __all__ = [
     "Advice",
     "Audit",
     "BlockTransform",
     "Codec",
+    "DeltaCode",
     "Epilogue",
     "GainCode",
     "GroupCode",
+    "KeyCode",
     "Op",
     "Pattern",
     "Rewritten",
@@ -65,6 +68,8 @@ __all__ = [
     "StepCode",
     "TrainStep",
     "Transform",
+    "Uplink",
+    "UplinkState",
     "at",
     "attach",
     "audit",
@@ -74,6 +79,7 @@ __all__ = [
     "compensate",
     "count_macs",
     "delayed",
+    "delta_uplink",
     "detach",
     "entropy",
     "exact",

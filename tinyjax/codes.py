@@ -13,9 +13,11 @@ from tinyjax.streams import Stream
 __all__ = [
     "DTYPES",
     "MAX_GROUPS",
+    "DeltaCode",
     "FeatureCode",
     "GainCode",
     "GroupCode",
+    "KeyCode",
     "SGQGradient",
     "StepCode",
     "plain",
@@ -153,6 +155,64 @@ class SGQGradient:
     shape: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))
     dtype: str = dataclasses.field(metadata=dict(static=True))
     masked: bool = dataclasses.field(metadata=dict(static=True))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KeyCode:
+    """All features of a video's frame, which a receiver can begin with: see ``delta_uplink``.
+
+    Attributes:
+      features: their code, compressed or not.
+      sequence: uint32 scalar: the number of the frame.
+
+    Example:
+      >>> import jax.numpy as jnp, tinyjax
+      >>> uplink, x = tinyjax.delta_uplink(), jnp.ones((1, 8, 8, 4))
+      >>> _, code = uplink.key(uplink.init(x), x)
+      >>> int(code.sequence), code.features.shape
+      (1, (1, 8, 8, 4))
+    """
+
+    features: StepCode
+    sequence: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DeltaCode:
+    """Features of a video's frame as their difference from those before: see ``delta_uplink``.
+
+    Attributes:
+      residual: a stream of what has to be added to the codes of the frame before, modulo
+        ``2**bits``, in the cells that are sent.
+      cells: bool ``[ceil(h / cell), ceil(w / cell)]``: those in which a code changed.
+      scale: uint16 scalar, bits of a bfloat16: the step of the key frame; NaN where a feature is.
+      check: uint32 scalar: the tag of all codes, once the residual is added.
+      sequence: uint32 scalar: the number of the frame.
+      shape: of the features ``[1, h, w, c]``, static.
+      bits: of a code, static.
+      dtype: name of the features' dtype, static.
+      cell: side of a cell in positions, static.
+
+    Example:
+      >>> import jax.numpy as jnp, tinyjax
+      >>> uplink, x = tinyjax.delta_uplink(), jnp.ones((1, 8, 8, 4))
+      >>> state, _ = uplink.key(uplink.init(x), x)
+      >>> _, code = uplink.delta(state, x.at[0, 1, 6].set(0.0))
+      >>> code.cells.tolist(), int(code.sequence)
+      ([[False, True], [False, False]], 2)
+    """
+
+    residual: Stream
+    cells: Array
+    scale: Array
+    check: Array
+    sequence: Array
+    shape: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))
+    bits: int = dataclasses.field(metadata=dict(static=True))
+    dtype: str = dataclasses.field(metadata=dict(static=True))
+    cell: int = dataclasses.field(metadata=dict(static=True))
 
 
 def plain(codes: Array | Stream) -> Array:

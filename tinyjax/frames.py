@@ -14,12 +14,16 @@ import numpy as np
 
 from tinyjax.codes import DTYPES, MAX_GROUPS
 from tinyjax.numerics import levels_per_byte
+from tinyjax.numerics.patches import tiles
 
 __all__ = [
     "CHECKSUM",
+    "DELTA",
+    "DELTA_SIZE",
     "GAINS",
     "GRADIENT",
     "GROUPS",
+    "KEY",
     "MOST",
     "STATE",
     "STEP",
@@ -34,8 +38,9 @@ __all__ = [
 _HEAD = struct.Struct("<4sBBBBBBBBIHHI")
 CHECKSUM = struct.Struct("<I")
 _MAGIC, _VERSION = b"SGQR", 2
-STEP, GROUPS, GRADIENT, STATE, GAINS = 0, 1, 2, 3, 4  # the kinds
+STEP, GROUPS, GRADIENT, STATE, GAINS, KEY, DELTA = 0, 1, 2, 3, 4, 5, 6  # the kinds
 MOST = 2**26  # elements of a compressed frame, unless its reader allows more
+DELTA_SIZE = 10  # bytes of the body of a difference in which nothing changed
 _MAX_AXES = 8
 _BEYOND = 17  # steps between a code and its centroid, at most
 _NAN = 0x7FC0  # a scale is this, or from the first to below the second of
@@ -51,7 +56,7 @@ class Head(NamedTuple):
     dtype: int  # a place in DTYPES
     compressed: bool
     state: int  # of a stream: tag of its contexts or its mask; 0 if none
-    groups: int  # 0 but for groups and gains
+    groups: int  # 0 but for groups and gains; the side of a cell of a difference
     length: int  # of the body
     shape: tuple[int, ...]
 
@@ -71,6 +76,10 @@ class Head(NamedTuple):
         if self.kind == GRADIENT:
             mask = {"mask": ("<u4", ())} if self.flagged and not self.compressed else {}
             return {"step": ("<f4", ()), **mask}
+        if self.kind == DELTA:
+            fixed = {"sequence": ("<u4", ()), "check": ("<u4", ()), "scale": ("<u2", ())}
+            still = self.length == DELTA_SIZE
+            return fixed if still else fixed | {"cells": ("u1", (-(-math.prod(self.grid) // 8),))}
         n, *_, c = self.shape
         if self.kind == STEP:
             centroids = ("<u2", (2**self.bits,))
@@ -87,6 +96,11 @@ class Head(NamedTuple):
             return {"codes": ("i1", (self.length - 8,) if self.flagged else self.shape)}
         height = -(-math.prod(self.shape[:-1]) // self.packing[1])
         return {"packed": ("u1", (height, self.shape[-1]))}
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Of a difference: how many cells there are along each axis."""
+        return tiles(self.shape[1:3], (self.groups, self.groups))
 
     @property
     def packing(self) -> tuple[int, int]:
@@ -141,10 +155,10 @@ def read(data: bytes, most: int) -> Head:
 
 def _fits(head: Head) -> bool:
     """Whether the body is as long as the shape asks for, as far as that is known beforehand."""
-    if head.kind == STATE:
+    if head.kind in (STATE, KEY):
         return True
     if head.compressed:
-        return head.size < head.length
+        return head.size < head.length or (head.kind == DELTA and head.size == head.length)
     masked = head.kind == GRADIENT and head.flagged
     return (not masked or 8 <= head.length <= 8 + head.elements) and head.size == head.length
 
@@ -152,8 +166,8 @@ def _fits(head: Head) -> bool:
 def refusal(head: Head) -> str:
     """What is wrong with a header, if anything."""
     shape, groups = head.shape, head.groups
-    if head.kind == STATE:
-        plain = head == Head(STATE, False, 0, 0, False, 0, 0, head.length, ())
+    if head.kind in (STATE, KEY):
+        plain = head == Head(head.kind, False, 0, 0, False, 0, 0, head.length, ())
         return "" if plain else "since a state has nothing else in its header"
     if head.kind == GRADIENT:
         if (head.state > 0) != (head.compressed and head.flagged):
@@ -164,6 +178,10 @@ def refusal(head: Head) -> str:
         return "since its dtype or shape is none"
     if head.kind == GRADIENT:
         return "" if (head.bits, groups) == (8, 0) else "since a gradient has 8 bits and no groups"
+    if head.kind == DELTA:
+        fixed = (head.flagged, head.compressed, head.state) == (False, True, 0) and groups > 0
+        fixed = fixed and head.bits in (2, 4, 8) and len(shape) == 4 and shape[0] == 1
+        return "" if fixed else "since a difference has one sample, a stream and a side of cells"
     widths = {STEP: (2, 4, 8), GROUPS: (2, 4, 8), GAINS: (3, 4)}
     if head.bits not in widths.get(head.kind, ()) or len(shape) < 2:
         return "since its kind, bits or axes are none"
@@ -181,9 +199,10 @@ def damage(head: Head, values: dict[str, np.ndarray]) -> str:
         if not head.compressed and (values["codes"] == -128).any():
             return "since it has a code -128"
         return "" if not values["step"] <= 0 else "since its step is not positive"
+    if head.kind == DELTA:
+        return _no_difference(head, values)
     scale, zero_point = values["scale"], values.get("zero_point", np.uint8(0))
-    least, most = _SCALES[head.kind]
-    if not (((scale >= least) & (scale < most)) | (scale == _NAN)).all():
+    if not _in_range(scale, head.kind):
         return "since a scale is out of range"
     if (zero_point > head.packing[0] - 1).any():
         return "since a zero point is no code"
@@ -201,6 +220,22 @@ def damage(head: Head, values: dict[str, np.ndarray]) -> str:
     padded = _padded(values["packed"], rows, *head.packing)
     padded = padded or (head.kind == GAINS and _padded(values["gains"], rows, 16, 2))
     return "since its padding is not zero" if padded else ""
+
+
+def _no_difference(head: Head, values: dict[str, np.ndarray]) -> str:
+    """What is wrong with a difference, its stream apart."""
+    if not _in_range(values["scale"], STEP):
+        return "since a scale is out of range"
+    if "cells" not in values:
+        return ""
+    flags = np.unpackbits(values["cells"], bitorder="little")
+    count = math.prod(head.grid)
+    return "" if flags[:count].any() and not flags[count:].any() else "since its cells are none"
+
+
+def _in_range(scale: np.ndarray, kind: int) -> bool:
+    least, most = _SCALES[kind]
+    return bool((((scale >= least) & (scale < most)) | (scale == _NAN)).all())
 
 
 def _padded(packed: np.ndarray, rows: int, base: int, parts: int) -> bool:

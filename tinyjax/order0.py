@@ -18,7 +18,7 @@ from tinyjax.choice import by_tables, smallest, steps_of
 from tinyjax.numerics import rans
 from tinyjax.streams import Stream, check_stream, checked_lanes
 
-__all__ = ["decode_order0", "encode_order0", "mask_tag"]
+__all__ = ["decode_order0", "encode_order0", "mask_tag", "place_hash"]
 
 Array = jax.Array
 
@@ -103,10 +103,20 @@ def mask_tag(mask: Array) -> Array:
       >>> int(mask_tag(jnp.array([True, False]))), int(mask_tag(jnp.array([False, True])))
       (1561565219, 3573156909)
     """
-    place = jnp.arange(1, mask.size + 1, dtype=jnp.uint32) * jnp.uint32(0x9E3779B1)
+    places = jnp.where(mask.reshape(-1), place_hash(mask.size), 0)
+    return jnp.sum(places, dtype=jnp.uint32) | jnp.uint32(1)
+
+
+def place_hash(size: int) -> Array:
+    """A number for each place: uint32 ``[size]``.
+
+    Example:
+      >>> place_hash(2).tolist()
+      [1561565218, 3573156908]
+    """
+    place = jnp.arange(1, size + 1, dtype=jnp.uint32) * jnp.uint32(0x9E3779B1)
     place = (place ^ (place >> jnp.uint32(15))) * jnp.uint32(0x85EBCA77)
-    place = place ^ (place >> jnp.uint32(13))
-    return jnp.sum(jnp.where(mask.reshape(-1), place, 0), dtype=jnp.uint32) | jnp.uint32(1)
+    return place ^ (place >> jnp.uint32(13))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -13,9 +13,11 @@ Everything but the choice is integers, and the stream carries the choice.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tinyjax.numerics import tables
 
@@ -30,8 +32,10 @@ __all__ = [
     "checked_lanes",
     "coded_bits",
     "lanes_for",
+    "nothing",
     "order0_bits",
     "raw_bits",
+    "sparse_lanes",
     "words_for",
 ]
 
@@ -80,6 +84,35 @@ def lanes_for(elements: int, symbols: int = 16) -> int:
     """
     payload = elements * min(raw_bits(symbols), 4) // 16
     return min(1 << (max(payload // 400, 1).bit_length() - 1), MAX_LANES)
+
+
+def sparse_lanes(elements: int, symbols: int = 16) -> int:
+    """Lanes where most places have no code: an eighth, as each takes four bytes.
+
+    Example:
+      >>> sparse_lanes(2**20), sparse_lanes(1)
+      (64, 1)
+    """
+    return max(lanes_for(elements, symbols) // 8, 1)
+
+
+def nothing(elements: int, symbols: int, lanes: int) -> Stream:
+    """The stream of so many codes of 0, raw; of NumPy arrays.
+
+    Example:
+      >>> int(nothing(8, 16, 1).count)
+      2
+    """
+    capacity = words_for(elements, symbols)
+    values: dict[str, Any] = {
+        "words": np.zeros(capacity, np.uint16),
+        "count": np.asarray(np.int32(capacity)),
+        "states": np.zeros(lanes, np.uint32),
+        "table": np.zeros(symbols, np.uint16),
+        "mode": np.asarray(np.uint8(RAW)),
+        "state": np.asarray(np.uint32(0)),
+    }
+    return Stream(**values)
 
 
 def words_for(elements: int, symbols: int = 16) -> int:

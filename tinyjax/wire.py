@@ -16,6 +16,9 @@ The body is, by kind::
        with the mask flag   step f32, CRC-32 u32 of the mask, codes i8 where the mask is set
     3  state of a coder     as ``tinyjax.states`` has it
     4  features, gains      scale u16 [n, groups], ids u8 [c], packed gains u8, packed codes u8
+    5  key frame            sequence u32, a frame of kind 0
+    6  difference           sequence u32, check u32, scale u16, and if anything changed the cells
+                            in which it did, a bit each, and a stream
 
 Stage 0 is this; stage 1, from ``tinyjax.entropy.compress``, has a stream in place of packed codes,
 or of a mask's checksum and codes: see ``tinyjax.stream_frames``. State is the tag of what a stream
@@ -34,18 +37,31 @@ that a second implementation needs.
 from __future__ import annotations
 
 import math
+import struct
 import zlib
 from typing import Any
 
 import numpy as np
 
-from tinyjax.codes import DTYPES, FeatureCode, GainCode, GroupCode, SGQGradient, StepCode
+from tinyjax.codes import (
+    DTYPES,
+    DeltaCode,
+    FeatureCode,
+    GainCode,
+    GroupCode,
+    KeyCode,
+    SGQGradient,
+    StepCode,
+)
 from tinyjax.contexts import State
+from tinyjax.delta_frames import delta_of, written_delta
 from tinyjax.frames import (
     CHECKSUM,
+    DELTA,
     GAINS,
     GRADIENT,
     GROUPS,
+    KEY,
     MOST,
     STATE,
     STEP,
@@ -62,15 +78,18 @@ from tinyjax.streams import Stream, check_stream
 
 __all__ = ["pack", "unpack"]
 
+Packable = FeatureCode | SGQGradient | State | KeyCode | DeltaCode
+
+_SEQUENCE = struct.Struct("<I")
 _KINDS = {StepCode: STEP, GroupCode: GROUPS, SGQGradient: GRADIENT, GainCode: GAINS}
 
 
-def pack(code: FeatureCode | SGQGradient | State, features: FeatureCode | None = None) -> bytes:
+def pack(code: Packable, features: FeatureCode | None = None) -> bytes:
     """The frame of a code, or of a state.
 
     Args:
-      code: of features or a gradient, compressed or not, or a state from ``tinyjax.entropy.fit``;
-        with concrete arrays.
+      code: of features or a gradient, compressed or not, of an uplink's frame, or a state from
+        ``tinyjax.entropy.fit``; with concrete arrays.
       features: the code of the features that a masked gradient belongs to; only that needs it, and
         only if it is not compressed.
 
@@ -90,6 +109,11 @@ def pack(code: FeatureCode | SGQGradient | State, features: FeatureCode | None =
     if isinstance(code, State):
         body = state_to_bytes(code)
         return _signed(Head(STATE, False, 0, 0, False, 0, 0, len(body), ()), [body])
+    if isinstance(code, KeyCode):
+        body = _SEQUENCE.pack(int(code.sequence)) + pack(code.features)
+        return _signed(Head(KEY, False, 0, 0, False, 0, 0, len(body), ()), [body])
+    if isinstance(code, DeltaCode):
+        return _signed(*written_delta(code))
     if type(code) not in _KINDS or code.dtype not in DTYPES:
         raise ValueError(f"pack was given {type(code).__name__}: give it a code of tinyjax.sgq")
     head, stream = _head_of(code), b""
@@ -125,9 +149,7 @@ def pack(code: FeatureCode | SGQGradient | State, features: FeatureCode | None =
     return _signed(head, [*body, stream])
 
 
-def unpack(
-    data: bytes, features: FeatureCode | None = None, *, most: int = MOST
-) -> FeatureCode | SGQGradient | State:
+def unpack(data: bytes, features: FeatureCode | None = None, *, most: int = MOST) -> Packable:
     """What a frame holds, bit for bit.
 
     Args:
@@ -162,12 +184,16 @@ def unpack(
     start, end = len(data) - CHECKSUM.size - head.length, len(data) - CHECKSUM.size
     if head.kind == STATE:
         return state_from_bytes(data[start:end])
+    if head.kind == KEY:
+        return _key(data, start, end, most)
     values: dict[str, Any] = {}
     for name, (dtype, shape) in head.fields.items():
         flat = np.frombuffer(data, dtype, math.prod(shape), start)
         start += flat.nbytes
         values[name] = flat.astype(flat.dtype.newbyteorder("="), copy=False).reshape(shape)
     demand(data, damage(head, values))
+    if head.kind == DELTA:
+        return delta_of(data, start, head, values)
     if head.compressed:
         name = "codes" if head.kind == GRADIENT else "packed"
         values[name] = read_stream(data, start, head)
@@ -185,6 +211,17 @@ def unpack(
         return GainCode(**values, shape=head.shape, levels=head.bits, dtype=dtype)
     kind = StepCode if head.kind == STEP else GroupCode
     return kind(**values, shape=head.shape, bits=head.bits, dtype=dtype, exact=head.flagged)
+
+
+def _key(data: bytes, start: int, end: int, most: int) -> KeyCode:
+    """A key frame, from the body of its frame."""
+    inner = start + _SEQUENCE.size
+    demand(data, "" if inner < end else "since its key frame has no features")
+    features: Any = unpack(data[inner:end], most=most)
+    one = isinstance(features, StepCode)
+    demand(data, "" if one else "since its key frame has other features than those of one step")
+    sequence: Any = np.asarray(np.uint32(_SEQUENCE.unpack_from(data, start)[0]))
+    return KeyCode(features, sequence)
 
 
 def _signed(head: Head, body: list[Any]) -> bytes:

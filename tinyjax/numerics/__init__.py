@@ -64,7 +64,13 @@ from tinyjax.numerics.ranges import (
 )
 from tinyjax.numerics.rounding import fold_key, hash_bits, nearest, seed_of, stochastic
 from tinyjax.numerics.solved_step import expected_error, solved_step
-from tinyjax.numerics.step_quantize import MAX_STEP, step_dequantize, step_quantize, step_values
+from tinyjax.numerics.step_quantize import (
+    MAX_STEP,
+    step_codes,
+    step_dequantize,
+    step_quantize,
+    step_values,
+)
 
 __all__ = [
     "MAX_CONTRACTION",
@@ -128,6 +134,7 @@ __all__ = [
     "shrunk",
     "solved_step",
     "spread",
+    "step_codes",
     "step_dequantize",
     "step_quantize",
     "step_values",

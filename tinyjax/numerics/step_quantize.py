@@ -26,13 +26,14 @@ from jax import lax
 from tinyjax.numerics.group_quantize import beside_zero, upper_half, widened
 from tinyjax.numerics.packing import look_up_bits
 
-__all__ = ["MAX_STEP", "step_dequantize", "step_quantize", "step_values"]
+__all__ = ["MAX_STEP", "step_codes", "step_dequantize", "step_quantize", "step_values"]
 
 Array = jax.Array
 
 MAX_STEP = 8  # root mean squares
 _LEAST = 2.0**-100  # a step: no product with a centroid is subnormal
 _TOO_LARGE = 2.0**112  # a magnitude: no product with a centroid overflows
+_NAN = 0x7FC0  # bits of a bfloat16
 _PLAIN = (2.0**-20, 2.0**40)  # magnitudes of which float32 holds the squares, and their sum
 _SHIFT = 8
 _UNIT = 1 << _SHIFT  # parts of a step
@@ -84,6 +85,44 @@ def step_quantize(
     some_q, parts = _coded(some, inverse, zero_point, lift, bits, exact), _parts(some * inverse)
     centroids = _centroids(some_q, parts, zero_point, bits)
     return q, scale, zero_point.astype(jnp.uint8), centroids
+
+
+def step_codes(
+    x: Array,
+    scale: Array,
+    zero_point: Array,
+    bits: int,
+    *,
+    offset: float = 0.4,
+    exact: bool = False,
+) -> tuple[Array, Array]:
+    """Codes of ``x`` with the step and zero point of another tensor, frozen.
+
+    Args:
+      x: float32 ``[m, c]``.
+      scale: uint16 scalar, the step as bits of a bfloat16.
+      zero_point: uint8 scalar.
+      bits: up to 8.
+      offset: as :func:`step_quantize` was given it.
+      exact: likewise.
+
+    Returns:
+      ``(q, scale)``: uint8 ``[m, c]``, those of :func:`step_quantize` where ``x`` is what it was
+      given; what lies beyond the codes takes the last of them. The scale is NaN if it was, or if
+      ``x`` has NaN, Inf or a magnitude of ``2**112`` or more; then the codes mean nothing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> q, scale = step_codes(jnp.array([[1.0, 9.0]]), jnp.uint16(0x3F80), jnp.uint8(0), 2)
+      >>> q.tolist(), float(widened(scale))
+      ([[1, 3]], 1.0)
+    """
+    inverse = jnp.float32(1) / widened(scale)
+    inverse, place = lax.optimization_barrier((inverse, zero_point.astype(jnp.int32)))
+    q = _coded(x, inverse, place, int(np.rint(offset * _UNIT)), bits, exact)
+    # A comparison with NaN is False.
+    sound = jnp.all(jnp.abs(x) < jnp.float32(_TOO_LARGE))
+    return q, jnp.where(sound, scale, jnp.uint16(_NAN))
 
 
 def step_values(scale: Array, centroids: Array) -> Array:
