@@ -94,7 +94,8 @@ def delta_of(data: bytes, start: int, head: Head, values: dict[str, Any]) -> Del
     """
     count, symbols = math.prod(head.grid), 2**head.bits
     lanes = sparse_lanes(head.elements, symbols)
-    cells, residual = np.zeros(head.grid, bool), nothing(head.elements, symbols, lanes)
+    cells: Any = np.zeros(head.grid, bool)
+    residual = nothing(head.elements, symbols, lanes)
     if "cells" in values:
         flags = np.unpackbits(values.pop("cells"), bitorder="little")[:count]
         cells, residual = flags.astype(bool).reshape(head.grid), read_stream(data, start, head)

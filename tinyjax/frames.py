@@ -77,9 +77,9 @@ class Head(NamedTuple):
             mask = {"mask": ("<u4", ())} if self.flagged and not self.compressed else {}
             return {"step": ("<f4", ()), **mask}
         if self.kind == DELTA:
-            fixed = {"sequence": ("<u4", ()), "check": ("<u4", ()), "scale": ("<u2", ())}
-            still = self.length == DELTA_SIZE
-            return fixed if still else fixed | {"cells": ("u1", (-(-math.prod(self.grid) // 8),))}
+            flags = {"cells": ("u1", (-(-math.prod(self.grid) // 8),))}
+            moved = flags if self.length > DELTA_SIZE else {}
+            return {"sequence": ("<u4", ()), "check": ("<u4", ()), "scale": ("<u2", ()), **moved}
         n, *_, c = self.shape
         if self.kind == STEP:
             centroids = ("<u2", (2**self.bits,))
@@ -100,7 +100,8 @@ class Head(NamedTuple):
     @property
     def grid(self) -> tuple[int, int]:
         """Of a difference: how many cells there are along each axis."""
-        return tiles(self.shape[1:3], (self.groups, self.groups))
+        rows, cols = tiles((self.shape[1], self.shape[2]), (self.groups, self.groups))
+        return rows, cols
 
     @property
     def packing(self) -> tuple[int, int]:
@@ -168,7 +169,8 @@ def refusal(head: Head) -> str:
     shape, groups = head.shape, head.groups
     if head.kind in (STATE, KEY):
         plain = head == Head(head.kind, False, 0, 0, False, 0, 0, head.length, ())
-        return "" if plain else "since a state has nothing else in its header"
+        name = "state" if head.kind == STATE else "key frame"
+        return "" if plain else f"since a {name} has nothing else in its header"
     if head.kind == GRADIENT:
         if (head.state > 0) != (head.compressed and head.flagged):
             return "since its mask has no tag, or its tag no mask"

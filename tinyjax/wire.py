@@ -216,10 +216,10 @@ def unpack(data: bytes, features: FeatureCode | None = None, *, most: int = MOST
 def _key(data: bytes, start: int, end: int, most: int) -> KeyCode:
     """A key frame, from the body of its frame."""
     inner = start + _SEQUENCE.size
-    demand(data, "" if inner < end else "since its key frame has no features")
-    features: Any = unpack(data[inner:end], most=most)
-    one = isinstance(features, StepCode)
+    # Before anything is read, or frames in frames would go as deep as they are long.
+    one = end - inner > 5 and data[inner + 5] == STEP
     demand(data, "" if one else "since its key frame has other features than those of one step")
+    features: Any = unpack(data[inner:end], most=most)
     sequence: Any = np.asarray(np.uint32(_SEQUENCE.unpack_from(data, start)[0]))
     return KeyCode(features, sequence)
 
