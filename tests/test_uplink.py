@@ -65,9 +65,9 @@ def same_features(cloud, device):
 
 SETTINGS = [
     ({"cell": 2}, SHAPE, "float32"),
-    ({"bits": 2, "cell": 3, "exact": True}, (1, 7, 5, 3), "bfloat16"),
 ]
 MORE = [
+    ({"bits": 2, "cell": 3, "exact": True}, (1, 7, 5, 3), "bfloat16"),
     ({}, (1, 10, 13, 6), "float32"),
     ({"bits": 8, "cell": 1, "step": 0.1, "offset": 0.5}, (1, 4, 9, 2), "float16"),
     ({"cell": 64}, (1, 1, 1, 1), "float32"),
@@ -137,7 +137,7 @@ def test_codes_are_those_of_a_frozen_step(rng):
 
 
 def test_a_gradient_comes_back_masked_by_what_both_ends_hold(rng):
-    init, key, delta, receive = ends(bits=2, cell=3, exact=True)
+    init, key, delta, receive = ends(cell=2, exact=True)
     x, y, *_ = features(rng)
     device = cloud = init(x)
     for make, frame in ((key, x), (delta, y)):
@@ -248,12 +248,9 @@ def encoder(params, x):
     return x
 
 
-@pytest.mark.parametrize("size", [24, 48])
+@pytest.mark.parametrize("size", [24, pytest.param(48, marks=pytest.mark.slow)])
 def test_bytes_follow_what_pass_skip_recomputed(rng, size):
-    """1.3 times the active share of a whole frame, coded by contexts, and a header.
-
-    For what moves as rich as the scene: no code can promise it for a detailed thing before a wall.
-    """
+    """1.3 times the active share of a whole frame, coded likewise with one table, and a header."""
     widths = (3, 16, 24)
     params = [
         jnp.asarray(rng.normal(size=(3, 3, a, b)) / np.sqrt(9 * a / 2), jnp.float32)
@@ -266,8 +263,7 @@ def test_bytes_follow_what_pass_skip_recomputed(rng, size):
     skip = jax.jit(lambda state, x: skipping.apply(state, params, x))
     state = skipping.init(params, jnp.asarray(scene))
     shapes = jax.eval_shape(encoder, params, jnp.asarray(scene))
-    contexts = entropy.fit(sgq_encode(encoder(params, jnp.asarray(scene))))
-    init, key, delta, receive = compiled(delta_uplink(contexts=contexts))
+    init, key, delta, receive = ends()
     device = cloud = init(shapes)
     sent, allowed = [], []
     for t in range(12):
@@ -291,6 +287,7 @@ def test_bytes_follow_what_pass_skip_recomputed(rng, size):
     assert all(a <= b for a, b in zip(sent, allowed, strict=True)), (sent, allowed)
 
 
+@pytest.mark.slow
 def test_one_compilation_serves_all_frames_and_cameras_go_side_by_side(rng):
     uplink = delta_uplink(cell=2)
     chex.clear_trace_counter()
