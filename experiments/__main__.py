@@ -19,6 +19,7 @@ _ONE = {
     "octo": ("octo", "int8"),
     "sgq": ("sgq", "sample"),
     "pass": ("skip", "sample"),
+    "uplink": ("uplink", "resnet"),
     "audit": ("audit", "vgg6"),
     "fidelity": ("fidelity", "vgg6"),
 }
@@ -40,16 +41,16 @@ class Arguments:
     """
 
     experiment: Literal[
-        "octo", "sgq", "pass", "tasks", "audit", "fidelity", "ablation", "adapt", "demo"
+        "octo", "sgq", "pass", "uplink", "tasks", "audit", "fidelity", "ablation", "adapt", "demo"
     ]
     """octo: train one arm. sgq: train across a cut and without one. pass: skip patches of a video.
-    tasks: the same on a task with labels. audit: where int8 is faster on this machine. fidelity:
-    int8 gradients next to float32's. ablation: what each part of Octo does, next to rivals. adapt:
-    learn another domain on a device. demo: the methods, with a report. Each writes JSON; ablation,
-    adapt and tasks one per run."""
+    uplink: send what changed. tasks: skip on a task with labels. audit: where int8 is faster on
+    this machine. fidelity: int8 gradients next to float32's. ablation: what each part of Octo does,
+    next to rivals. adapt: learn another domain on a device. demo: the methods, with a report. Each
+    writes JSON; ablation, adapt and tasks one per run."""
     config: str | None = None
     """Name of the configuration, by default int8 (octo), vgg6 (audit, fidelity), all (ablation),
-    mnist (adapt), cdnet (tasks) or sample (others); "?" lists them."""
+    resnet (uplink), mnist (adapt), cdnet (tasks) or sample (others); "?" lists them."""
     set: tuple[tuple[str, ...], ...] = ()
     """Changes to the configuration, key=value; "?=" lists the keys. Of the demo: part.key=value."""
     smoke: bool = False

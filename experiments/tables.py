@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.extras import imported
 from experiments.results import Outcome, Record
+from experiments.uplink import markdown
 
 __all__ = ["TABLES", "demo", "finished", "grid", "split_accuracy", "split_link"]
 
@@ -111,10 +112,21 @@ def _fidelity(record: Record) -> Any:
     return table
 
 
+def _uplink(record: Record) -> Any:
+    """Bytes of differences by activity."""
+    title = "bit-equal in every frame" if record["metrics"]["equal"] else "NOT bit-equal"
+    header, _, *rows = ([cell.strip() for cell in r.split("|")[1:-1]] for r in markdown(record))
+    table = imported("rich.table").Table(*header, title=title)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 TABLES: dict[str, Table] = {
     "octo": _octo,
     "sgq": _sgq,
     "pass": _pass,
+    "uplink": _uplink,
     "audit": _audit,
     "fidelity": _fidelity,
 }
