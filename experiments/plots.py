@@ -13,6 +13,7 @@ from experiments.extras import imported
 
 __all__ = [
     "COLORS",
+    "STYLE",
     "by_layer",
     "curves",
     "heat",
@@ -56,7 +57,8 @@ def _color(arm: str) -> str:
     return {**_ARMS, **COLORS}.get(arm.removesuffix(" bn"), "#475569")
 
 
-_STYLE = {
+# Of matplotlib, for every plot of a report or a notebook.
+STYLE = {
     "svg.fonttype": "none",  # text stays text: sharp, small, searchable
     "svg.hashsalt": "tinyjax",  # equal data give equal bytes
     "font.family": "sans-serif",
@@ -67,11 +69,15 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
     "grid.color": "#e9eef5",
     "xtick.color": "#64748b",
     "ytick.color": "#64748b",
     "xtick.major.size": 0,
     "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
 }
 
 
@@ -85,7 +91,7 @@ def curves(arms: Mapping[str, Mapping[str, Sequence[float]]], *, percent: bool =
     Returns:
       An ``<svg>`` element. Each line is named at its right end.
     """
-    with imported("matplotlib").rc_context(_STYLE):
+    with imported("matplotlib").rc_context(STYLE):
         axes = _axes()
         ends = []
         for arm, lines in arms.items():
@@ -107,7 +113,7 @@ def curves(arms: Mapping[str, Mapping[str, Sequence[float]]], *, percent: bool =
 
 def strip(seconds: Mapping[str, Sequence[float]]) -> str:
     """Milliseconds per round, one row of dots per arm, with a bar at the median: ``<svg>``."""
-    with imported("matplotlib").rc_context(_STYLE):
+    with imported("matplotlib").rc_context(STYLE):
         axes = _axes(height=1.7)
         for row, (arm, taken) in enumerate(seconds.items()):
             milliseconds = 1e3 * np.asarray(taken)
@@ -135,7 +141,7 @@ def timeline(
       label: of the values.
       percent: whether they are shares, to be written as percentages.
     """
-    with imported("matplotlib").rc_context(_STYLE):
+    with imported("matplotlib").rc_context(STYLE):
         axes = _axes(width=9.6, height=2.4)
         for name, values in lines.items():
             seconds = step * np.arange(len(values))
@@ -160,7 +166,7 @@ def intervals(
       means: ``{arm: (mean, low, high)}``.
       label: of the values.
     """
-    with imported("matplotlib").rc_context(_STYLE):
+    with imported("matplotlib").rc_context(STYLE):
         axes = _axes(width=6.4, height=0.6 + 0.28 * len(arms))
         for row, (arm, values) in enumerate(arms.items()):
             axes.scatter(values, [row] * len(values), s=18, color=_color(arm), alpha=0.5, lw=0)
@@ -188,7 +194,7 @@ def by_layer(arms: Mapping[str, Mapping[str, float]], label: str) -> str:
     if len(arms) <= len(layers):
         series, colors = dict(arms), {arm: _color(arm) for arm in arms}
     rows = list(next(iter(series.values())))
-    with imported("matplotlib").rc_context(_STYLE):
+    with imported("matplotlib").rc_context(STYLE):
         axes = _axes(width=6.4, height=0.8 + 0.24 * len(rows))
         for name, values in series.items():
             found = [values[row] for row in rows]
@@ -197,13 +203,13 @@ def by_layer(arms: Mapping[str, Mapping[str, float]], label: str) -> str:
         axes.set_yticks(range(len(rows)), rows)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlabel(label)
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         return _svg(axes.figure)
 
 
 def histogram(before: Sequence[int], after: Sequence[int], largest: float, label: str) -> str:
     """Counts of values before and after quantization, in equal bins over +-largest: ``<svg>``."""
-    with imported("matplotlib").rc_context(_STYLE):
+    with imported("matplotlib").rc_context(STYLE):
         axes = _axes(width=3.4, height=2.2)
         edges = np.linspace(-largest, largest, len(before) + 1)
         axes.stairs(before, edges, fill=True, color=COLORS["float32"], alpha=0.35, label="float32")
@@ -213,13 +219,13 @@ def histogram(before: Sequence[int], after: Sequence[int], largest: float, label
         axes.xaxis.set_major_locator(imported("matplotlib.ticker").MaxNLocator(4))
         axes.set_xlabel(label)
         axes.set_ylabel("values")
-        axes.legend(frameon=False, fontsize=8, loc="upper left")
+        axes.legend(fontsize=8, loc="upper left")
         return _svg(axes.figure)
 
 
 def heat(shares: np.ndarray, size: Sequence[int]) -> str:
     """Shares 0..1, float [rows, columns], as colours over a frame of (h, w): ``<svg>``."""
-    with imported("matplotlib").rc_context({**_STYLE, "axes.grid": False}):
+    with imported("matplotlib").rc_context({**STYLE, "axes.grid": False}):
         axes = _axes(width=4.6, height=2.6)
         drawn = axes.imshow(
             shares, cmap="magma", vmin=0, vmax=1, extent=(0, size[1], size[0], 0), aspect="equal"
@@ -240,7 +246,7 @@ def speedups(found: Sequence[Any]) -> str:
     """
     codecs = list(dict.fromkeys(one.codec for one in found if one.codec != "float32"))
     rho = np.geomspace(min(one.rho for one in found) / 2, 2 * max(one.rho for one in found), 100)
-    with imported("matplotlib").rc_context(_STYLE):
+    with imported("matplotlib").rc_context(STYLE):
         axes = _axes(width=6.4, height=3.6)
         for codec, color in zip(codecs, itertools.cycle(_SERIES)):
             ours = [one for one in found if one.codec == codec]
@@ -251,7 +257,7 @@ def speedups(found: Sequence[Any]) -> str:
         axes.set_xscale("log")
         axes.set_xlabel("rho: seconds of float32 on the link over those of a step without it")
         axes.set_ylabel("times float32's images per second")
-        axes.legend(frameon=False)
+        axes.legend()
         return _svg(axes.figure)
 
 
