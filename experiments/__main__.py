@@ -52,7 +52,9 @@ class Arguments:
     """Name of the configuration, by default int8 (octo), vgg6 (audit, fidelity), all (ablation),
     resnet (uplink), mnist (adapt), cdnet (tasks) or sample (others); "?" lists them."""
     set: tuple[tuple[str, ...], ...] = ()
-    """Changes to the configuration, key=value; "?=" lists the keys. Of the demo: part.key=value."""
+    """Changes to the configuration, key=value; "?=" lists the keys. Of the demo: part.key=value. A
+    model of yours is package.module:Name (octo, audit, pass), data of yours a folder of
+    train/<class>/<image> and test/<class>/<image> (octo, sgq) or a video file (pass)."""
     smoke: bool = False
     """Run on so little that it takes seconds, to see that it works."""
     seed: int | None = None

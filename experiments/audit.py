@@ -6,6 +6,7 @@ does not run::
 
     python -m experiments audit --config vgg6
     python -m experiments audit --config mlp --set batch=32 fusion=off
+    python -m experiments audit --set model=my_package.models:MyNet size=96
 
 A policy holds for the settings of the compiler that it was measured under. XLA's library fusion on
 CPUs makes int8 fast and some float32 convolutions slow, so `fusion` is a setting.
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 import tinyjax
+from experiments import own
 from experiments.errors import UserError
 from experiments.models import MODELS
 from experiments.progress import Follow, unfollowed
@@ -32,16 +34,16 @@ _FUSION = {"on": None, "off": {"xla_cpu_experimental_ynn_fusion_type": ""}}
 class Config:
     """A model and its batch."""
 
-    model: str = "vgg6"  # a key of models.MODELS
+    model: str = "vgg6"  # a key of models.MODELS, or package.module:Name
     batch: int = 64
     size: int = 32  # height and width of an image
     channels: int = 3
     fusion: str = "on"  # XLA's CPU library fusion: on, as is the default, or off
 
     def __post_init__(self) -> None:
-        for key, names in (("model", tuple(MODELS)), ("fusion", tuple(_FUSION))):
-            if (given := getattr(self, key)) not in names:
-                raise UserError(f"{key}={given!r} is unknown: choose one of {', '.join(names)}")
+        own.check(model=self.model)
+        if self.fusion not in _FUSION:
+            raise UserError(f"fusion={self.fusion!r} is unknown: choose {' or '.join(_FUSION)}")
         for key in ("batch", "size", "channels"):
             if (given := getattr(self, key)) < 1:
                 raise UserError(f"{key}={given} is too small: choose 1 or more")
@@ -80,7 +82,7 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
       follow: not used.
     """
     del follow
-    model = MODELS[config.model]()
+    model = own.model(config.model)
     images = jax.ShapeDtypeStruct(
         (config.batch, config.size, config.size, config.channels), jnp.float32
     )

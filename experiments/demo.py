@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments import compare, settings, sgq, skip
+from experiments import compare, data, settings, sgq, skip
 from experiments.errors import UserError
 from experiments.progress import Follow, unfollowed
 from experiments.results import Record, digest, once
@@ -55,6 +55,12 @@ def change(configs: Configs, changes: Iterable[str], seed: int | None = None) ->
             raise UserError(f"--set {setting!r} does not say which part of the demo: write {ways}")
         of_parts[name].append(rest)
     changed = {name: settings.change(configs[name], found) for name, found in of_parts.items()}
+    for name, config in changed.items():
+        if getattr(config, "dataset", data.NAMES[0]) not in data.NAMES:
+            raise UserError(
+                f"the demo's report knows the data sets {', '.join(data.NAMES)} alone: run "
+                f"python -m experiments {name} --set dataset={config.dataset}"
+            )
     if seed is None:
         return changed
     return {name: replace(config, seed=seed) for name, config in changed.items()}

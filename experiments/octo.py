@@ -8,6 +8,7 @@ the int8 arm lifts it with ``tinyjax.int8_qat`` and edits neither the step nor t
 
     python -m experiments octo --config int8
     python -m experiments octo --config float32 --set epochs=20 batch=100
+    python -m experiments octo --set model=my_package.models:MyNet dataset=my_images
 
 What is reproduced is the method, not a table: Octo's loss-aware compensation and its range
 clipping are not part of these arms, the optimizer is SGD with momentum (its released code uses
@@ -28,9 +29,8 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from experiments import data, measure, train
+from experiments import data, measure, own, train
 from experiments.errors import UserError
-from experiments.models import MODELS
 from experiments.progress import Follow, unfollowed
 from tinyjax import attach, count_macs, detach, int8_qat, rewrite
 
@@ -55,8 +55,8 @@ C = TypeVar("C", bound="Config")
 class Config:
     """One arm. Everything that a result depends on is here."""
 
-    model: str = "small_cnn"  # a key of models.MODELS
-    dataset: str = "fashion_mnist_sample"  # one of data.NAMES
+    model: str = "small_cnn"  # a key of models.MODELS, or package.module:Name
+    dataset: str = "fashion_mnist_sample"  # one of data.NAMES, or a folder
     bits: int = 8  # of activations, weights and gradients: 2..8, or 32 for float32
     epochs: int = 8
     batch: int = 50
@@ -65,9 +65,7 @@ class Config:
     limit: int = 0  # train and test on so many first images only; 0: on all
 
     def __post_init__(self) -> None:
-        for key, names in (("model", tuple(MODELS)), ("dataset", data.NAMES)):
-            if (given := getattr(self, key)) not in names:
-                raise UserError(f"{key}={given!r} is unknown: choose one of {', '.join(names)}")
+        own.check(model=self.model, dataset=self.dataset)
         if self.bits not in (*range(2, 9), FLOAT):
             raise UserError(f"bits={self.bits} is not supported: choose 2 to 8, or 32 for float32")
         for key, least in (("epochs", 1), ("batch", 1), ("seed", 0), ("limit", 0)):
@@ -130,17 +128,21 @@ def prepare(config: Config) -> Prepared:
     Raises:
       UserError: if data are missing or damaged, or fewer than a batch.
     """
-    dataset = data.Dataset(
-        *(data.first(s, config.limit or None) for s in data.load(config.dataset))
-    )
+    whole = own.dataset(config.dataset)
+    dataset = data.Dataset(*(data.first(s, config.limit or None) for s in whole))
     batch = next(data.epoch_batches(dataset.train, config.batch, seed=config.seed, epoch=0))
     state = train.create_state(
-        MODELS[config.model](),
+        own.model(config.model, classes=1 + int(whole.train.labels.max())),
         batch[0],
         learning_rate=config.learning_rate,
         steps=config.epochs * (len(dataset.train.labels) // config.batch),
         seed=config.seed,
     )
+    if isinstance(state, train.StatisticsState):
+        raise UserError(
+            f"model={config.model!r} keeps running averages, which these arms do not: leave out "
+            "BatchNorm, or train it with a step like `train.statistics_step` (my_experiment.py)"
+        )
     step, plain, forward = train.train_step, _as_it_is, state.apply_fn
     if config.bits != FLOAT:
         tx = int8_qat(bits=config.bits)

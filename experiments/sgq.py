@@ -106,7 +106,7 @@ class Config:
     """The SGQ arm; the float32 arm is that of `octo` with the same settings."""
 
     model: str = "small_cnn"  # a key of CUTS
-    dataset: str = "fashion_mnist_sample"  # one of data.NAMES
+    dataset: str = "fashion_mnist_sample"  # one of data.NAMES, or a folder
     quantizer: str = "step"  # one of QUANTIZERS: one step for all, or scales of groups
     group_size: int = 16  # channels that share a scale in groups
     bits: int = 4  # of a feature: 2, 4 or 8

@@ -7,6 +7,7 @@ takes those with a change above a level and loses a little::
 
     python -m experiments pass
     python -m experiments pass --set video=my.mp4 patch=32 threshold=0.05
+    python -m experiments pass --set model=my_package.models:MyBackbone video=my.mp4
 
 Definitions. Time is from a uint8 frame in memory to the output, change detection included and
 decoding excluded; dense and both gates take turns frame by frame in one process. The speed-up over
@@ -14,8 +15,8 @@ a clip is the sum of the dense times over the sum of the gate's. The output erro
 ``sqrt(sum of squared error / sum of squared dense output)``. A patch is *taken* where the gate
 lets the new input in, *recomputed* where its output can depend on such a patch.
 
-The network is `models.Backbone` with random weights, so only these relative figures mean anything.
-What is reproduced is skipping by patches: the paper's gates are learned, these are not.
+The network is `models.Backbone`, or yours, with random weights, so only these relative figures mean
+anything. What is reproduced is skipping by patches: the paper's gates are learned, these are not.
 
 References:
   Zhou et al., *PASS: Patch Automatic Skip Scheme for Efficient Real-Time Video Perception on Edge
@@ -34,7 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import data, measure, patchwork, turns, video
+from experiments import data, measure, own, patchwork, turns, video
 from experiments.errors import UserError
 from experiments.models import Backbone
 from experiments.progress import Follow, unfollowed
@@ -65,14 +66,17 @@ class Config:
     """Both arms. Everything that a result depends on is here."""
 
     video: str = ""  # path of a video file; empty: the bundled clip
+    model: str = ""  # package.module:Name of a flax module; empty: models.Backbone
     patch: int = 16  # side of a patch in pixels, a multiple of the network's stride
     threshold: float = 8 / 255  # largest change of a pixel, of 0..1, that is let pass
     frames: int = 0  # run over so many first frames only; 0: over all
     seed: int = 0  # of the random weights
 
     def __post_init__(self) -> None:
-        if self.patch < STRIDE or self.patch % STRIDE:
-            raise UserError(f"patch={self.patch} does not fit: choose a multiple of {STRIDE}")
+        stride = 1 if self.model else STRIDE
+        if self.patch < stride or self.patch % stride:
+            raise UserError(f"patch={self.patch} does not fit: choose a multiple of {stride}")
+        own.check(model=self.model)
         if not 0 <= self.threshold < 1:
             raise UserError(f"threshold={self.threshold} is not in 0 to 1: choose a small one")
         for key in ("frames", "seed"):
@@ -118,16 +122,21 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
     about = video.about(source(config))
     read = lambda: frames(config)
     first = next(read())
-    corner = _floats(first[:STRIDE, :STRIDE])  # the parameters do not depend on the size
+    network = own.model(config.model) if config.model else Backbone()
+    # The parameters of convolutions do not depend on the size.
+    corner = _floats(first if config.model else first[:STRIDE, :STRIDE])
     key = jax.random.key(config.seed, impl="rbg")  # compiles in a third of the time
-    params = jax.jit(Backbone().init)(key, corner)
-    programs = {"dense": turns.prepared(_dense, tuple, params, first)}
+    params = jax.jit(network.init)(key, corner)
+    programs = {"dense": turns.prepared(partial(_dense, network.apply), tuple, params, first)}
     shape = jax.eval_shape(_floats, first)
     for name, gate in (("exact", exact), ("threshold", threshold(config.threshold))):
-        skipping = rewrite(pass_skip(patch=config.patch, fuse=False, gate=gate), Backbone().apply)
+        skipping = rewrite(pass_skip(patch=config.patch, fuse=False, gate=gate), network.apply)
         fresh = partial(turns.begun, skipping, params, shape)
         programs[name] = turns.prepared(partial(_skip, skipping.apply), fresh, params, first)
-    costs = turns.costs(skipping, fresh, params, shape)
+    try:
+        costs = turns.costs(skipping, fresh, params, shape)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     with follow("pass", config.frames or about.frames) as watch:
         seen = turns.watched(programs, params, config.patch, read(), watch)
     dense = seen["dense"]
@@ -162,9 +171,8 @@ def _floats(image: Any) -> jax.Array:
     return jnp.asarray(image).astype(jnp.float32)[None] / 255
 
 
-def _dense(state: Any, params: Any, image: jax.Array) -> tuple[Any, jax.Array]:
-    out: Any = Backbone().apply(params, _floats(image))
-    return state, out
+def _dense(apply: Any, state: Any, params: Any, image: jax.Array) -> tuple[Any, jax.Array]:
+    return state, apply(params, _floats(image))
 
 
 def _skip(apply: Any, state: Any, params: Any, image: jax.Array) -> tuple[Any, jax.Array]:

@@ -113,8 +113,8 @@ for name, marked in {"float32, dense, uncompressed": plain, "all three": found}.
 print(f"{features.nbytes / sizes.mean():.1f} times fewer bytes, {taken[1:].mean():.0%} taken")
 
 # %% [markdown]
-# On the left what the gate took, on the right what the cloud marked. Every frame is sent whole here,
-# though most of it is the same.
+# On the left what the gate took, on the right what the cloud marked. Every frame is sent whole
+# here, though most of it is the same.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
