@@ -16,13 +16,13 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 
 html_theme = "sphinx_book_theme"
 html_title = "tinyjax"
 html_show_sourcelink = False
 
-# Notebooks are executed by `make notebooks`.
+# `docs/notebooks` is a link to the notebooks; they are executed by `make notebooks`.
 nb_execution_mode = "off"
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 
