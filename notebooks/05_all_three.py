@@ -97,14 +97,14 @@ gated = tinyjax.pass_skip(gate=tinyjax.threshold(4 / 64), fuse=False)
 skipping = tinyjax.rewrite(gated, lambda params, frame: int8({}, params, frame)[0])
 contexts = entropy.fit(sgq().encode(device.apply(lower, frames[:80:8, 0])))
 encode = jax.jit(lambda x: entropy.compress(sgq().encode(x), contexts))
-decode = jax.jit(lambda code: sgq().decode(entropy.expand(code, contexts)[0]))
+mark = jax.jit(lambda code: cloud.apply(upper, sgq().decode(entropy.expand(code, contexts)[0])))
 
 # %%
 seen, memory, run = [], skipping.init(lower, frames[80]), jax.jit(skipping.apply)
 for frame in frames[80:]:
     features, memory = run(memory, lower, frame)
     sent = wire.pack(encode(features))
-    found = jax.jit(cloud.apply)(upper, decode(wire.unpack(sent)))[0, ..., 0] > 0
+    found = mark(wire.unpack(sent))[0, ..., 0] > 0
     seen.append([np.asarray(each) for each in (found, memory.age == 0, len(sent))])
 found, taken, sizes = (np.array(column) for column in zip(*seen))
 plain, truth = jax.jit(model.apply)(params, frames[80:, 0])[..., 0] > 0, cells[80:]
