@@ -20,7 +20,7 @@ from tinyjax.calibration import calibrate
 from tinyjax.codes import DeltaCode, GainCode, GroupCode, KeyCode, SGQGradient, StepCode
 from tinyjax.combine import at, chain, identity, where
 from tinyjax.counting import count_macs
-from tinyjax.gates import exact, static, threshold, top_k
+from tinyjax.gates import VariableGate, exact, static, threshold, top_k
 from tinyjax.limits import inner_limits
 from tinyjax.portable import portable
 from tinyjax.rewrite import rewrite, sites
@@ -70,6 +70,7 @@ __all__ = [
     "Transform",
     "Uplink",
     "UplinkState",
+    "VariableGate",
     "at",
     "attach",
     "audit",

@@ -2,13 +2,15 @@
 
 A gate is a function ``(x, ref, patch) -> bool [rows, cols]`` of the frame and the effective input
 of the frame before, both ``[h, w, c]``. It runs on the device, under jit; one that gives a NumPy
-array is known before anything is traced.
+array is known before anything is traced. What a gate is to be changed by from frame to frame, a
+level or learned weights, a :class:`VariableGate` keeps apart from its code.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,10 +19,38 @@ import numpy as np
 
 from tinyjax.numerics.patches import differs, tiles, window_any
 
-__all__ = ["Gate", "exact", "static", "threshold", "top_k"]
+__all__ = ["Gate", "VariableGate", "exact", "static", "threshold", "top_k"]
 
 Array = jax.Array
 Gate = Callable[[Array, Array, int], Any]
+
+
+@dataclass(frozen=True, eq=False)  # told apart by identity, so that jit can have it for a function
+class VariableGate:
+    """A gate with values that may change from frame to frame without another compilation.
+
+    It is a gate like any other, at the values it was made with. :func:`tinyjax.pass_skip` keeps a
+    copy of them in its state, ``state.gate``, and uses that: ``state._replace(gate=...)`` changes
+    them for the frames to come.
+
+    Attributes:
+      variables: a pytree of arrays.
+      call: ``call(variables, x, ref, patch) -> bool [rows, cols]``.
+
+    Example:
+      >>> import jax.numpy as jnp, tinyjax
+      >>> darker = lambda level, x, ref, patch: jnp.full((2, 2), x.mean() < level)
+      >>> gate = tinyjax.VariableGate(jnp.float32(0.5), darker)
+      >>> x = jnp.full((4, 4, 1), 0.6)
+      >>> gate(x, x, 2).any().item(), gate.call(jnp.float32(0.7), x, x, 2).any().item()
+      (False, True)
+    """
+
+    variables: Any
+    call: Callable[[Any, Array, Array, int], Any]
+
+    def __call__(self, x: Array, ref: Array, patch: int) -> Any:
+        return self.call(self.variables, x, ref, patch)
 
 
 def exact(x: Array, ref: Array, patch: int) -> Array:
@@ -35,17 +65,17 @@ def exact(x: Array, ref: Array, patch: int) -> Array:
     return window_any(differs(x, ref), (patch, patch))
 
 
-def threshold(limit: float) -> Gate:
+def threshold(limit: float) -> VariableGate:
     """The gate that takes a patch if any of its values moved by more than ``limit``.
 
     So the effective input never differs from the frame by more than ``limit``, however slowly it
-    drifts.
+    drifts. The limit may change while frames come: ``state._replace(gate=jnp.float32(0.2))``.
 
     Args:
       limit: in units of the frame, 0 or more.
 
     Returns:
-      A gate.
+      A gate, whose variable is the limit: float32 ``[]``.
 
     Raises:
       ValueError: if ``limit`` is negative or no number.
@@ -59,11 +89,11 @@ def threshold(limit: float) -> Gate:
     if not (math.isfinite(limit) and limit >= 0):
         raise ValueError(f"limit is {limit}: use a number from 0 up, in units of the frame")
 
-    def gate(x: Array, ref: Array, patch: int) -> Array:
+    def call(limit: Array, x: Array, ref: Array, patch: int) -> Array:
         moved = jnp.abs(x.astype(jnp.float32) - ref.astype(jnp.float32))
-        return window_any(~(moved <= jnp.float32(limit)), (patch, patch))
+        return window_any(~(moved <= limit), (patch, patch))
 
-    return gate
+    return VariableGate(np.float32(limit), call)
 
 
 def top_k(count: int) -> Gate:

@@ -121,15 +121,50 @@ def test_one_compilation_for_300_masks(rng):
 
     frame = np.zeros((1, *shape), np.float32)
     state = skipping.init(params, frame)
-    masks = set()
+    masks, levels = set(), set()
     for _ in range(300):
         rows, cols = rng.integers(0, shape[0]), rng.integers(0, shape[1])
         frame[0, : rows + 1 : 7, cols::9] = rng.normal()
-        out, state = step(state, params, jnp.asarray(frame))
+        level = np.float32(rng.choice([0.0, 0.1, 0.5, 2.0]) * rng.random())
+        before = state._replace(gate=jnp.asarray(level))
+        out, state = step(before, params, jnp.asarray(frame))
+        if int(before.frames):  # a first frame is taken whole, and so is one of which too much is
+            moved = np.abs(frame - np.asarray(before.ref)).max(3, keepdims=True)
+            taken = oracle.window_any(~(moved[0] <= level), (16, 16), (0, 0), (0, 0))
+            whole = taken.mean() > 0.45
+            np.testing.assert_array_equal(np.asarray(state.age) == 0, taken | whole)
         masks.add(np.asarray(state.active[0]).tobytes())
+        levels.add(float(level))
     assert len(traces) == 1
     assert len(masks) > 20
+    assert len(levels) > 200
     assert close(out, jax.jit(apply)(params, state.ref), 1e-6)
+
+
+def test_variables_of_a_gate_are_in_the_state(rng):
+    apply, params, shape = a_chain(rng)
+    frame = jnp.zeros((1, *shape))
+    gate = threshold(0.1)
+    skipping = rewrite(pass_skip(patch=16, gate=gate), apply)
+    step = jax.jit(lambda *args: skipping.apply(*args)[::-1], donate_argnums=0)
+    state = skipping.init(params, frame)
+    assert state.gate == np.float32(0.1)
+    for moved, level, taken in ((0.0, 0.1, 20), (0.3, 0.5, 0), (0.3, 0.2, 20)):
+        state = state._replace(
+            gate=jnp.float32(level)
+        )  # given away, and the gate still has its own
+        state, _ = step(state, params, frame + moved)
+        assert int((state.age == 0).sum()) == taken
+        assert state.gate == np.float32(level)
+    assert gate.variables == np.float32(0.1)
+    assert skipping.init(params, frame).gate == np.float32(0.1)
+    assert rewrite(pass_skip(patch=16), apply).init(params, frame).gate == ()
+    for wrong in (jnp.zeros(3), jnp.int32(1), ()):
+        with pytest.raises(ValueError, match="for its gate, whose variables are") as error:
+            skipping.apply(state._replace(gate=wrong), params, frame)
+        one_sentence(error)
+    _, after = skipping.apply(state._replace(gate=0.7), params, frame)  # a plain number will do
+    assert after.gate == np.float32(0.7)
 
 
 def test_scan_over_frames_equals_a_loop(rng):

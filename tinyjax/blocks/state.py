@@ -33,11 +33,13 @@ class SkipState(NamedTuple):
         May be replaced at any time, without another compilation.
       age: for every patch of the frame, how many frames ago it was taken: int32 ``[rows, cols]``.
       seen: some values of every parameter, float32 ``[values]``.
+      gate: the variables of a :class:`tinyjax.VariableGate`; ``()`` of other gates. May be replaced
+        at any time by others of their shapes and dtypes, without another compilation.
 
     Example:
       >>> import tinyjax
       >>> tinyjax.SkipState._fields
-      ('ref', 'cuts', 'between', 'active', 'frames', 'limits', 'age', 'seen')
+      ('ref', 'cuts', 'between', 'active', 'frames', 'limits', 'age', 'seen', 'gate')
     """
 
     ref: Array
@@ -48,6 +50,7 @@ class SkipState(NamedTuple):
     limits: Array
     age: Array
     seen: Array
+    gate: Any = ()
 
 
 def gated(blocks: Blocks) -> list[Var]:
@@ -57,13 +60,16 @@ def gated(blocks: Blocks) -> list[Var]:
     return [v for v in outs if jnp.issubdtype(v.aval.dtype, jnp.floating)]
 
 
-def begin_state(blocks: Blocks, patch: int, inner: float | Sequence[float]) -> SkipState:
+def begin_state(
+    blocks: Blocks, patch: int, inner: float | Sequence[float], gate: Any = ()
+) -> SkipState:
     """The state before the first frame.
 
     Args:
       blocks: the function, divided.
       patch: side of the frame's patches.
       inner: the limit of all tensors between blocks, or of each.
+      gate: its variables, copied, since a state may be given away.
 
     Raises:
       ValueError: if there are not as many limits as tensors.
@@ -88,6 +94,7 @@ def begin_state(blocks: Blocks, patch: int, inner: float | Sequence[float]) -> S
         limits=jnp.asarray(np.broadcast_to(limits, len(tensors))),
         age=jnp.zeros(tiles(frame.shape[1:3], (patch, patch)), jnp.int32),
         seen=jnp.zeros(seen.shape, seen.dtype),
+        gate=jax.tree.map(jnp.array, gate),
     )
 
 
@@ -137,11 +144,22 @@ def fits(state: Any, wanted: SkipState) -> None:
             f"a frame {frame.dtype} {frame.shape} came after one {ref.dtype} {ref.shape}: begin "
             "again with init(params, frame)"
         )
-    described = [[(a.shape, a.dtype) for a in jax.tree.leaves(tree)] for tree in (state, wanted)]
-    if described[0] != described[1]:
+    if _described(state.gate) != _described(wanted.gate):
+        raise ValueError(
+            f"the state holds {_described(state.gate)[0]} for its gate, whose variables are "
+            f"{_described(wanted.gate)[0]}: give those shapes and dtypes, or begin again with "
+            "init(params, frame)"
+        )
+    if _described(state) != _described(wanted):
         raise ValueError(
             "the state was made for another function or patch: begin again with init(params, frame)"
         )
+
+
+def _described(tree: Any) -> tuple[Any, Any]:
+    """Shapes and dtypes of a tree's leaves, and how it is built."""
+    leaves, structure = jax.tree.flatten(tree)
+    return [(jnp.shape(a), str(jnp.result_type(a))) for a in leaves], structure
 
 
 def tiling(mask: Any, grid: Pair) -> Any:

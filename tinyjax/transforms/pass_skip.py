@@ -54,7 +54,7 @@ from tinyjax.blocks import (
     sample,
     tiling,
 )
-from tinyjax.gates import Gate, exact
+from tinyjax.gates import Gate, VariableGate, exact
 from tinyjax.numerics.patches import differs
 
 __all__ = ["pass_skip"]
@@ -96,7 +96,8 @@ def pass_skip(
     Args:
       patch: side of the patches; strides inside a block must divide the side of its cells.
       gate: ``(x, ref, patch) -> bool [rows, cols]``: the patches that are taken, from the frame and
-        the effective input of the frame before. A gate that gives a NumPy array is static.
+        the effective input of the frame before. A gate that gives a NumPy array is static. The
+        variables of a :class:`tinyjax.VariableGate` are in the state, ``state.gate``.
       inner: how far tensors between blocks may move unseen, in their own units: a limit for all or
         one for each in order. They are in the state: ``state._replace(limits=...)`` changes them.
       dense_above: share of the patches, 0 to 1. A static mask is kept to, however large it is.
@@ -142,8 +143,10 @@ def pass_skip(
     if not all(math.isfinite(limit) and limit >= 0 for limit in np.ravel(inner)):
         raise ValueError(f"inner is {inner}: use limits from 0 up, in units of the tensors")
 
+    varied = gate if isinstance(gate, VariableGate) else VariableGate((), lambda _, *x: gate(*x))
+
     def init(blocks: Blocks) -> SkipState:
-        return begin_state(blocks, patch, inner)
+        return begin_state(blocks, patch, inner, varied.variables)
 
     def call(
         blocks: Blocks, state: SkipState, values: Sequence[Any]
@@ -171,7 +174,7 @@ def pass_skip(
         x, fresh = env[blocks.frame], (state.frames == 0) | differs(seen, state.seen).any()
         if key_every:
             fresh = fresh | (state.frames % key_every == 0)
-        taken = tiling(gate(x[0], state.ref[0], patch), state.age.shape)
+        taken = tiling(varied.call(state.gate, x[0], state.ref[0], patch), state.age.shape)
         most = break_even(blocks.blocks) if dense_above is None else dense_above
         much = not isinstance(taken, np.ndarray) and taken.sum() > int(most * taken.size)
         whole_frame = fresh | much
@@ -181,16 +184,8 @@ def pass_skip(
         limits = jnp.where(fresh, 0, state.limits)  # nothing is held back where all is begun anew
         # Where nothing is held back, what is taken whole may be computed as one.
         entire = whole_frame & ~(limits > 0).any()
-        kept, active = run_blocks(
-            blocks,
-            env,
-            (state.cuts, state.between),
-            flags,
-            limits,
-            entire,
-            fresh,
-            dense_above,
-        )
+        old = state.cuts, state.between
+        kept, active = run_blocks(blocks, env, old, flags, limits, entire, fresh, dense_above)
         state = SkipState(
             ref=env[blocks.frame],
             cuts=kept[0],
@@ -200,6 +195,7 @@ def pass_skip(
             limits=state.limits,
             age=jnp.where(taken | whole_frame, 0, state.age + 1),
             seen=seen,
+            gate=jax.tree.map(jnp.asarray, state.gate),
         )
         outs = (v for block in blocks.blocks for v in block.outs)
         env |= dict(zip((*outs, *blocks.between), (*kept[0], *kept[1]), strict=True))
