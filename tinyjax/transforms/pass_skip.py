@@ -143,7 +143,8 @@ def pass_skip(
     if not all(math.isfinite(limit) and limit >= 0 for limit in np.ravel(inner)):
         raise ValueError(f"inner is {inner}: use limits from 0 up, in units of the tensors")
 
-    varied = gate if isinstance(gate, VariableGate) else VariableGate((), lambda _, *x: gate(*x))
+    plain = lambda _, x, ref, patch: gate(x, ref, patch)
+    varied = gate if isinstance(gate, VariableGate) else VariableGate((), plain)
 
     def init(blocks: Blocks) -> SkipState:
         return begin_state(blocks, patch, inner, varied.variables)
