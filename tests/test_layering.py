@@ -23,6 +23,8 @@ MAY_IMPORT = {
     "rules": {"base", "compat", "numerics"},
     "blocks": {"base", "compat", "numerics", "graph"},
     "gates": {"numerics"},
+    "gating": {"gates", "numerics"},
+    "gate_training": {"gating", "numerics"},
     "limits": {"base"},
     "rewrite": {"base", "blocks", "compat", "numerics", "graph", "rules"},
     "combine": {"base", "compat", "numerics", "rewrite"},

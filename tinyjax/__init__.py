@@ -20,7 +20,9 @@ from tinyjax.calibration import calibrate
 from tinyjax.codes import DeltaCode, GainCode, GroupCode, KeyCode, SGQGradient, StepCode
 from tinyjax.combine import at, chain, identity, where
 from tinyjax.counting import count_macs
+from tinyjax.gate_training import GateTerms, gate_loss
 from tinyjax.gates import VariableGate, exact, static, threshold, top_k
+from tinyjax.gating import GateWeights, gate_logits, gate_weights, learned
 from tinyjax.limits import inner_limits
 from tinyjax.portable import portable
 from tinyjax.rewrite import rewrite, sites
@@ -55,6 +57,8 @@ __all__ = [
     "DeltaCode",
     "Epilogue",
     "GainCode",
+    "GateTerms",
+    "GateWeights",
     "GroupCode",
     "KeyCode",
     "Op",
@@ -85,11 +89,15 @@ __all__ = [
     "entropy",
     "exact",
     "frozen",
+    "gate_logits",
+    "gate_loss",
+    "gate_weights",
     "global_step",
     "identity",
     "inner_limits",
     "int8_frozen",
     "int8_qat",
+    "learned",
     "link",
     "numerics",
     "over_step",

@@ -41,6 +41,7 @@ from tinyjax.numerics.packing import (
     unpack_inner,
     unpack_levels,
 )
+from tinyjax.numerics.patch_statistics import asleep, patch_statistics
 from tinyjax.numerics.patches import differs, spread, tiles, window_any
 from tinyjax.numerics.pool import max_pool
 from tinyjax.numerics.quantize import (
@@ -80,6 +81,7 @@ __all__ = [
     "Form",
     "abs_max",
     "affine_range",
+    "asleep",
     "at_random",
     "beside_zero",
     "bounded_step",
@@ -124,6 +126,7 @@ __all__ = [
     "pack_bits",
     "pack_inner",
     "pack_levels",
+    "patch_statistics",
     "per_byte",
     "per_feature",
     "per_tensor",
