@@ -20,6 +20,7 @@ _ONE = {
     "sgq": ("sgq", "sample"),
     "pass": ("skip", "sample"),
     "uplink": ("uplink", "resnet"),
+    "gate": ("learned_gate", "sample"),
     "audit": ("audit", "vgg6"),
     "fidelity": ("fidelity", "vgg6"),
 }
@@ -48,6 +49,11 @@ class Arguments:
     this machine. fidelity: int8 gradients next to float32's. ablation: what each part of Octo does,
     next to rivals. adapt: learn another domain on a device. demo: the methods, with a report. Each
     writes JSON; ablation, adapt and tasks one per run."""
+        "octo", "sgq", "pass", "gate", "tasks", "audit", "fidelity", "ablation", "adapt", "demo"
+    gate: train a gate for that, without labels. tasks: patches of a video with labels. audit: where
+    int8 is faster on this machine. fidelity: int8 gradients next to float32's. ablation: what each
+    part of Octo does, next to rivals. adapt: learn another domain on a device. demo: the methods,
+    with a report. Each writes JSON; ablation, adapt and tasks one per run."""
     config: str | None = None
     """Name of the configuration, by default int8 (octo), vgg6 (audit, fidelity), all (ablation),
     resnet (uplink), mnist (adapt), cdnet (tasks) or sample (others); "?" lists them."""

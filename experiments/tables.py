@@ -98,6 +98,25 @@ def _pass(record: Record) -> Any:
     return table
 
 
+def _gate(record: Record) -> Any:
+    """Both gates at equal activity, and what they cost."""
+    metrics = record["metrics"]
+    points = _table("noise", "threshold", "patches taken", "learned's", "output error", "learned's")
+    for point in metrics["points"]:
+        points.add_row(
+            f"{point['noise']:g}",
+            f"{point['level']:g}",
+            *(f"{share:.1%}" for share in point["activity"].values()),
+            *(f"{error:.2%}" for error in point["error"].values()),
+        )
+    costs = _table("a frame", "network", "threshold", "learned")
+    shares = (f"{ms:.2f} ms, {ms / metrics['dense_ms']:.1%}" for ms in metrics["gate_ms"].values())
+    costs.add_row("time", f"{metrics['dense_ms']:.1f} ms", *shares)
+    macs = metrics["gate_macs"], metrics["dense_macs"]
+    costs.add_row("multiply-accumulates", f"{macs[1]}", "", f"{macs[0]}, {macs[0] / macs[1]:.2%}")
+    return imported("rich.console").Group(points, costs)
+
+
 def _audit(record: Record) -> Any:
     """The audit's own table."""
     return imported("rich.text").Text(record["metrics"]["table"] + "\n")
@@ -127,6 +146,7 @@ TABLES: dict[str, Table] = {
     "sgq": _sgq,
     "pass": _pass,
     "uplink": _uplink,
+    "gate": _gate,
     "audit": _audit,
     "fidelity": _fidelity,
 }

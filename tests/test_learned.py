@@ -47,7 +47,9 @@ def test_asleep_is_that_of_the_oracle_and_so_is_its_derivative(rng, shape, reach
         assert float(value) == oracle.asleep(skips, reach).sum()
         i, j = (int(rng.integers(n)) for n in shape)
         flips = [oracle.asleep(np.where(_one(shape, i, j), s, skips), reach).sum() for s in (0, 1)]
-        assert float(slope[i, j]) == flips[1] - flips[0]  # a product of zeros and ones is linear in each
+        assert (
+            float(slope[i, j]) == flips[1] - flips[0]
+        )  # a product of zeros and ones is linear in each
 
 
 def _one(shape, i, j):

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tinyjax.gating import UNIT, GateWeights, gate_logits, guarded
+from tinyjax.gating import UNIT, GateWeights, decided, guarded, statistics_for
 from tinyjax.numerics.patch_statistics import asleep
 from tinyjax.numerics.patches import spread
 
@@ -78,7 +78,7 @@ def computed_share(skips: Array) -> Array:
     return 1 - asleep(skips).mean()
 
 
-def draw_skips(key: Array, logits: Array, temperature: float) -> Array:
+def draw_skips(key: Array, logits: Array, temperature: float | Array) -> Array:
     """1 where a patch is skipped, at random, with the derivative of a soft decision.
 
     Args:
@@ -111,7 +111,7 @@ def gate_loss(
     budget: float,
     unit: float = UNIT,
     always: float = math.inf,
-    temperature: float = 1.0,
+    temperature: float | Array = 1.0,
     margin: float = 1.0,
     weight: float = 10.0,
     share: Callable[[Array], Array] = computed_share,
@@ -163,10 +163,12 @@ def gate_loss(
         raise ValueError(f"frames are {' and '.join(given)}: give pairs [n, h, w, c] of floats")
     if not 0 <= budget <= 1:
         raise ValueError(f"budget is {budget}: use a share of the patches, 0 to 1")
-    if not (math.isfinite(temperature) and temperature > 0):
+    plain = isinstance(temperature, int | float)  # what is traced cannot be looked at
+    if plain and not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature is {temperature}: use a number above 0, 1 to begin with")
-    logits = jax.vmap(lambda x, ref: gate_logits(weights, x, ref, patch, unit))(x, ref)
-    changed, must = jax.vmap(lambda x, ref: guarded(x, ref, patch, always))(x, ref)
+    statistics = jax.vmap(lambda x, ref: statistics_for(weights, x, ref, patch))(x, ref)
+    logits = jax.vmap(lambda found: decided(weights, found, unit))(statistics)
+    changed, must = jax.vmap(lambda found: guarded(found, always))(statistics)
     drawn = draw_skips(key, logits, temperature)
     skips = jnp.where(must, 0.0, jnp.where(changed, drawn, 1.0))
     wide = jax.vmap(lambda skips: spread(skips, (patch, patch), x.shape[1:3]))(skips)[..., None]

@@ -27,9 +27,16 @@ from jax import lax
 
 from tinyjax.gates import VariableGate
 from tinyjax.numerics.patch_statistics import channel_groups, patch_statistics
-from tinyjax.numerics.patches import differs, window_any
 
-__all__ = ["GateWeights", "gate_logits", "gate_weights", "guarded", "learned"]
+__all__ = [
+    "GateWeights",
+    "decided",
+    "gate_logits",
+    "gate_weights",
+    "guarded",
+    "learned",
+    "statistics_for",
+]
 
 Array = jax.Array
 FEATURES = 16  # of both hidden layers
@@ -122,16 +129,28 @@ def gate_logits(
       >>> tinyjax.gate_logits(weights, x, x, 16).tolist()
       [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     """
+    return decided(weights, statistics_for(weights, x, ref, patch), unit)
+
+
+def statistics_for(weights: GateWeights, x: Array, ref: Array, patch: int) -> Array:
+    """The statistics of a frame's patches, if a gate's weights are for so many.
+
+    Raises:
+      ValueError: if they are not.
+    """
     wanted = 3 * len(channel_groups(x.shape[-1]))
     if weights.first.shape[2] != wanted:
         raise ValueError(
             f"the gate's weights are for {weights.first.shape[2]} statistics, and frames "
             f"{x.shape} have {wanted}: make weights with channels={x.shape[-1]}"
         )
-    found = patch_statistics(x, ref, patch)
-    groups = wanted // 3
-    units = np.repeat(np.array([unit, unit, unit**2]), groups)
-    z = jnp.log1p(found / jnp.asarray(units, jnp.float32))[None]
+    return patch_statistics(x, ref, patch)
+
+
+def decided(weights: GateWeights, statistics: Array, unit: float) -> Array:
+    """The network on the grid of patches: float32 ``[rows, cols]``."""
+    units = np.repeat(np.array([unit, unit, unit**2]), statistics.shape[2] // 3)
+    z = jnp.log1p(statistics / jnp.asarray(units, jnp.float32))[None]
     for kernel, bias in (
         (weights.first, weights.first_bias),
         (weights.second, weights.second_bias),
@@ -145,13 +164,11 @@ def _conv(x: Array, kernel: Array) -> Array:
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
 
 
-def guarded(x: Array, ref: Array, patch: int, always: Array | float) -> tuple[Array, Array]:
+def guarded(statistics: Array, always: Array | float) -> tuple[Array, Array]:
     """The two rules: patches that changed at all, and patches that must be taken.
 
     Args:
-      x: ``[h, w, c]``.
-      ref: likewise.
-      patch: side of a patch.
+      statistics: of :func:`tinyjax.numerics.patch_statistics`.
       always: how far a value may move, before its patch is taken in any case.
 
     Returns:
@@ -160,13 +177,12 @@ def guarded(x: Array, ref: Array, patch: int, always: Array | float) -> tuple[Ar
     Example:
       >>> import jax.numpy as jnp
       >>> x = jnp.array([[0.0, 2.0, 9.0]])[..., None]
-      >>> [found.tolist() for found in guarded(x, jnp.zeros_like(x), 1, 5.0)]
+      >>> [found.tolist() for found in guarded(patch_statistics(x, jnp.zeros_like(x), 1), 5.0)]
       [[[False, True, True]], [[False, False, True]]]
     """
-    moved = jnp.abs(x.astype(jnp.float32) - ref.astype(jnp.float32))
-    flags = differs(x, ref), ~(moved <= always)
-    changed, must = (window_any(flag, (patch, patch)) for flag in flags)
-    return changed, changed & must  # Inf that stays Inf did not change, and moved by NaN
+    largest, mean, _ = jnp.split(statistics, 3, axis=2)
+    largest = jnp.where(jnp.isnan(mean), jnp.nan, largest)  # XLA's own may pass over NaN on CPUs
+    return ~(largest <= 0).all(2), ~(largest <= always).all(2)
 
 
 def learned(weights: GateWeights, *, unit: float = UNIT, always: float = math.inf) -> VariableGate:
@@ -207,7 +223,8 @@ def learned(weights: GateWeights, *, unit: float = UNIT, always: float = math.in
 
     def call(variables: tuple[GateWeights, Array], x: Array, ref: Array, patch: int) -> Array:
         weights, limit = variables
-        changed, must = guarded(x, ref, patch, limit)
-        return changed & (must | ~(gate_logits(weights, x, ref, patch, unit) >= 0))
+        statistics = statistics_for(weights, x, ref, patch)
+        changed, must = guarded(statistics, limit)
+        return changed & (must | ~(decided(weights, statistics, unit) >= 0))
 
     return VariableGate((weights, np.float32(always)), call)
