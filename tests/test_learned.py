@@ -45,17 +45,7 @@ def test_asleep_is_that_of_the_oracle_and_so_is_its_derivative(rng, shape, reach
         skips = rng.random(shape) < share
         value, slope = slopes(jnp.asarray(skips, jnp.float32))
         assert float(value) == oracle.asleep(skips, reach).sum()
-        i, j = (int(rng.integers(n)) for n in shape)
-        flips = [oracle.asleep(np.where(_one(shape, i, j), s, skips), reach).sum() for s in (0, 1)]
-        assert (
-            float(slope[i, j]) == flips[1] - flips[0]
-        )  # a product of zeros and ones is linear in each
-
-
-def _one(shape, i, j):
-    chosen = np.zeros(shape, bool)
-    chosen[i, j] = True
-    return chosen
+        np.testing.assert_allclose(slope, oracle.asleep_slopes(skips, reach), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("reach", [0, 1])
@@ -189,7 +179,10 @@ def test_it_costs_less_than_a_hundredth_of_a_small_network():
 
 
 def moving_pairs(rng, count):
-    """Textured frames with sensor noise; in some, a patch of 8 changes for good."""
+    """Textured frames with the noise of a sensor; in half of them one patch of 8 changes for good.
+
+    Of the 16 patches it wakes 6.25 on average, so that a share of 0.195 is to be computed.
+    """
     base = rng.random((count, 32, 32, 1))
     frames = [base.copy(), base.copy()]
     for sample in frames[0][: count // 2]:
@@ -202,14 +195,11 @@ def moving_pairs(rng, count):
 def test_it_learns_to_tell_changes_from_noise(rng):
     kernel = jnp.asarray(rng.normal(size=(3, 3, 1, 4)), jnp.float32)
     apply = lambda x: jnp.tanh(conv(x, kernel))
-    own = lambda skips: 1 - skips.mean()
     optimizer = optax.adam(0.02)
 
     @jax.jit
     def step(weights, state, key, x, ref):
-        loss = lambda w: gate_loss(
-            w, key, apply, x, ref, patch=8, budget=1 / 32, share=own, unit=0.03
-        )
+        loss = lambda w: gate_loss(w, key, apply, x, ref, patch=8, budget=0.195, unit=0.03)
         (value, _), grads = jax.value_and_grad(loss, has_aux=True)(weights)
         updates, state = optimizer.update(grads, state)
         return optax.apply_updates(weights, updates), state, value

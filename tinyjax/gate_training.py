@@ -5,9 +5,10 @@ earlier one::
 
     P = f(S r + (1 - S) x)    N = f((1 - S) r + S x)    A = f(x)    Z = f(r)
     p = |A - P|^2 / |A - Z|^2          n = |A - N|^2 / |A - Z|^2
-    loss = mean max(0, p - n + margin) + weight (rho - budget)^2
+    loss = sum v max(0, p - n + margin) / sum v + weight (rho - budget)^2,  v = |A - Z|^2 / |A|^2
 
-where ``rho`` is the share of patches that are computed. One draw gives ``S`` and its complement;
+where ``rho`` is the share of patches that are computed. So a pair weighs as much as it changes the
+output, and one that differs by noise alone hardly anything. One draw gives ``S`` and its complement;
 ``A`` and ``Z`` have no derivative. What is skipped in ``P`` should matter little, what is skipped
 in ``N`` much. Without the budget the best is to skip nothing; where patches are equal, only the
 budget has a derivative.
@@ -38,15 +39,13 @@ from tinyjax.numerics.patches import spread
 __all__ = ["GateTerms", "computed_share", "draw_skips", "gate_loss"]
 
 Array = jax.Array
-LEAST = 1e-6  # of the output's energy: a pair that changes it by less says nothing
 
 
 class GateTerms(NamedTuple):
     """What the loss of a gate consists of.
 
     Attributes:
-      positive: of each pair, ``|A - P|^2 / |A - Z|^2``, 0 where the frames hardly differ:
-        float32 ``[n]``.
+      positive: of each pair, ``|A - P|^2 / |A - Z|^2``, 0 where A is Z: float32 ``[n]``.
       negative: likewise of N.
       share: of the patches that are computed, over all pairs: float32 ``[]``.
 
@@ -113,7 +112,7 @@ def gate_loss(
     always: float = math.inf,
     temperature: float | Array = 1.0,
     margin: float = 1.0,
-    weight: float = 10.0,
+    weight: float = 3.0,
     share: Callable[[Array], Array] = computed_share,
 ) -> tuple[Array, GateTerms]:
     """The loss that trains a learned gate on pairs of frames, without labels.
@@ -175,12 +174,13 @@ def gate_loss(
     anchor, whole = jax.lax.stop_gradient((apply(x), apply(ref)))
     positive = _energy(anchor, apply(wide * ref + (1 - wide) * x))
     negative = _energy(anchor, apply((1 - wide) * ref + wide * x))
-    energy, moved = _energy(anchor, jax.tree.map(jnp.zeros_like, anchor)), _energy(anchor, whole)
-    told = moved > LEAST * energy
-    relative = lambda squares: jnp.where(told, squares / jnp.where(told, moved, 1.0), 0.0)
-    terms = GateTerms(relative(positive), relative(negative), share(skips))
+    moved, energy = _energy(anchor, whole), _energy(anchor, jax.tree.map(jnp.zeros_like, anchor))
+    over = lambda a, b: jnp.where(b > 0, a / jnp.where(b > 0, b, 1.0), 0.0)
+    terms = GateTerms(over(positive, moved), over(negative, moved), share(skips))
     hinge = jnp.maximum(terms.positive - terms.negative + margin, 0.0)
-    loss = jnp.where(told, hinge, 0.0).mean() + weight * jnp.square(terms.share - budget)
+    change = over(moved, energy)
+    contrast = over((change * hinge).sum(), change.sum())
+    loss = contrast + weight * jnp.square(terms.share - budget)
     return loss, terms
 
 

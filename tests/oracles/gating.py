@@ -44,6 +44,29 @@ def asleep(skips, reach):
     return out
 
 
+def asleep_slopes(skips, reach):
+    """Derivatives of the sum of `asleep`: all that are least share it, along columns, then rows."""
+    columns = np.array([_least(column, reach)[0] for column in skips.T]).T
+    over = np.array([_least(row, reach)[1](np.ones(len(row))) for row in columns])
+    pairs = zip(skips.T, over.T, strict=True)
+    return np.array([_least(column, reach)[1](g) for column, g in pairs]).T
+
+
+def _least(line, reach):
+    """The least within `reach` of each entry, and how derivatives go back."""
+    near = [np.arange(max(0, i - reach), min(len(line), i + reach + 1)) for i in range(len(line))]
+    least = np.array([line[places].min() for places in near])
+
+    def back(slopes):
+        out = np.zeros(len(line))
+        for places, value, slope in zip(near, least, slopes, strict=True):
+            ties = places[line[places] == value]
+            out[ties] += slope / len(ties)
+        return out
+
+    return least, back
+
+
 def blended(x, ref, skips, patch):
     """[h, w, c]: `ref` in the patches that are skipped, `x` in the others."""
     out = x.copy()
@@ -56,22 +79,18 @@ def blended(x, ref, skips, patch):
 def terms(f, x, ref, skips, patch, budget, margin, weight, reach):
     """The loss and its terms, of frames [n, h, w, c] and skips bool [n, rows, cols].
 
-    Distances are relative to what the whole change does to the output; a pair of which that is
-    less than a thousandth of the output, in norm, says nothing.
+    Distances are relative to what the whole change does to the output, and pairs weigh as much as
+    that is of the output.
     """
-    positive, negative, hinge = [], [], []
+    positive, negative, hinge, change = [], [], [], []
     for one, other, s in zip(x, ref, skips, strict=True):
         a, z = f(one), f(other)
         p, n = f(blended(one, other, s, patch)), f(blended(one, other, ~s, patch))
-        whole, floor = ((a - z) ** 2).sum(), 1e-6 * (a**2).sum()
-        if whole > floor:
-            positive.append(((a - p) ** 2).sum() / whole)
-            negative.append(((a - n) ** 2).sum() / whole)
-            hinge.append(max(0.0, positive[-1] - negative[-1] + margin))
-        else:
-            positive.append(0.0)
-            negative.append(0.0)
-            hinge.append(0.0)
+        whole = ((a - z) ** 2).sum()
+        positive.append(((a - p) ** 2).sum() / whole if whole else 0.0)
+        negative.append(((a - n) ** 2).sum() / whole if whole else 0.0)
+        hinge.append(max(0.0, positive[-1] - negative[-1] + margin))
+        change.append(whole / (a**2).sum())
     share = 1 - np.mean([asleep(s, reach) for s in skips])
-    loss = np.mean(hinge) + weight * (share - budget) ** 2
+    loss = np.average(hinge, weights=change) + weight * (share - budget) ** 2
     return loss, np.array(positive), np.array(negative), share

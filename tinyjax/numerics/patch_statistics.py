@@ -78,7 +78,8 @@ def patch_statistics(x: Array, ref: Array, patch: int) -> Array:
 def asleep(skips: Array, reach: int = 1) -> Array:
     """The patches which no change wakes, if each one wakes all up to ``reach`` patches away.
 
-    A product of skips, whose derivative is that of the decision: what one patch less would wake.
+    The least of the skips around. Its derivative is shared by all that are least, along columns and
+    then along rows: of a product it would be 0 wherever two patches near are taken.
 
     Args:
       skips: float32 ``[..., rows, cols]``, 1 where a patch is skipped.
@@ -95,8 +96,8 @@ def asleep(skips: Array, reach: int = 1) -> Array:
     for axis in (skips.ndim - 2, skips.ndim - 1):
         margins = [(0, 0, 0)] * skips.ndim
         margins[axis] = (reach, reach, 0)
-        padded = lax.pad(skips, jnp.ones((), skips.dtype), margins)
+        padded = lax.pad(skips, jnp.asarray(jnp.inf, skips.dtype), margins)
         near = partial(lax.slice_in_dim, padded, axis=axis)
         size = skips.shape[axis]
-        skips = jnp.prod(jnp.stack([near(i, i + size) for i in range(2 * reach + 1)]), 0)
+        skips = jnp.min(jnp.stack([near(i, i + size) for i in range(2 * reach + 1)]), 0)
     return skips
