@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "gating": {"gates", "numerics"},
     "gate_training": {"gating", "numerics"},
     "limits": {"base"},
+    "drifting": {"base"},
     "rewrite": {"base", "blocks", "compat", "numerics", "graph", "rules"},
     "combine": {"base", "compat", "numerics", "rewrite"},
     "step": {"base", "compat", "numerics", "rewrite"},

@@ -20,6 +20,7 @@ from tinyjax.calibration import calibrate
 from tinyjax.codes import DeltaCode, GainCode, GroupCode, KeyCode, SGQGradient, StepCode
 from tinyjax.combine import at, chain, identity, where
 from tinyjax.counting import count_macs
+from tinyjax.drifting import Drift, drift
 from tinyjax.gate_training import GateTerms, gate_loss
 from tinyjax.gates import VariableGate, exact, static, threshold, top_k
 from tinyjax.gating import GateWeights, gate_logits, gate_weights, learned
@@ -55,6 +56,7 @@ __all__ = [
     "BlockTransform",
     "Codec",
     "DeltaCode",
+    "Drift",
     "Epilogue",
     "GainCode",
     "GateTerms",
@@ -86,6 +88,7 @@ __all__ = [
     "delayed",
     "delta_uplink",
     "detach",
+    "drift",
     "entropy",
     "exact",
     "frozen",

@@ -8,10 +8,10 @@ earlier one::
     loss = sum v max(0, p - n + margin) / sum v + weight (rho - budget)^2,  v = |A - Z|^2 / |A|^2
 
 where ``rho`` is the share of patches that are computed. So a pair weighs as much as it changes the
-output, and one that differs by noise alone hardly anything. One draw gives ``S`` and its complement;
-``A`` and ``Z`` have no derivative. What is skipped in ``P`` should matter little, what is skipped
-in ``N`` much. Without the budget the best is to skip nothing; where patches are equal, only the
-budget has a derivative.
+output, and one that differs by noise alone hardly anything. One draw gives ``S`` and its
+complement; ``A`` and ``Z`` have no derivative. What is skipped in ``P`` should matter little, what
+is skipped in ``N`` much. Without the budget the best is to skip nothing; where patches are equal,
+only the budget has a derivative.
 
 References:
   Zhou et al., `PASS <https://doi.org/10.1609/aaai.v37i3.25491>`_, AAAI 2023: anchor, positive and
