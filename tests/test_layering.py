@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "gate_training": {"gating", "numerics"},
     "limits": {"base"},
     "drifting": {"base"},
+    "several": {"base"},
     "rewrite": {"base", "blocks", "compat", "numerics", "graph", "rules"},
     "combine": {"base", "compat", "numerics", "rewrite"},
     "step": {"base", "compat", "numerics", "rewrite"},

@@ -28,6 +28,7 @@ from tinyjax.limits import inner_limits
 from tinyjax.portable import portable
 from tinyjax.rewrite import rewrite, sites
 from tinyjax.scaling import Scaling, delayed, frozen, per_row, per_tensor
+from tinyjax.several import cameras
 from tinyjax.step import attach, detach, over_step
 from tinyjax.transforms import (
     bias,
@@ -82,6 +83,7 @@ __all__ = [
     "audit",
     "bias",
     "calibrate",
+    "cameras",
     "chain",
     "compensate",
     "count_macs",
