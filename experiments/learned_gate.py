@@ -8,10 +8,9 @@ over the second half, as it is and with noise on every frame::
     python -m experiments gate --set video=my.mp4 budget=0.1
 
 Definitions. *Activity* is the share of patches that a gate takes, the first frame left out. The
-threshold is calibrated on training frames with the same noise: the largest of `levels.LEVELS` whose
-output error is within a tolerance. The learned gate then gets its activity: its bias, which moves
-it from taking all to taking nothing, is found by halving an interval, on the frames of the test.
-So where both err is compared, and not how well either hits a budget. The output error is that of
+threshold runs at several levels, and the learned gate is given the activity of each: its bias,
+which moves it from taking all to taking nothing, is found by halving an interval, on the frames of
+the test. So how much either errs is compared, and not how well it hits a budget. The output error is that of
 the network on the effective input, which is what `tinyjax.pass_skip` gives,
 ``sqrt(sum of squared error / sum of squared dense output)`` over the clip. Frames are never taken
 whole here.
@@ -37,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import data, levels, measure, video
+from experiments import data, measure, video
 from experiments.errors import UserError
 from experiments.models import Backbone
 from experiments.progress import Follow, unfollowed
@@ -86,7 +85,7 @@ class Config:
 
 
 CONFIGS: dict[str, Config] = {"sample": Config()}
-TOLERANCES = (0.01, 0.03, 0.1)  # of the output error that the threshold is calibrated for
+LEVELS = (8, 16, 32, 64)  # of the threshold, of 0..255
 
 
 def smoke(config: Config) -> Config:
@@ -98,7 +97,6 @@ class Point(NamedTuple):
     """Both gates at one activity."""
 
     noise: float  # standard deviation that was added to the frames, of 0..255
-    tolerance: float
     level: float  # of the threshold, of 0..255
     bias: float  # that was added to the learned gate's
     activity: dict[str, float]  # by gate, 0..1
@@ -138,7 +136,7 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
     for noise in (0.0, config.noise):
         rng = np.random.default_rng(config.seed)
         noisy = [_noisy(rng, x, noise) for x in images]
-        points += _compared(config, params, weights, noisy[:half], noisy[half:], noise)
+        points += _compared(config, params, weights, noisy[half:], noise)
     return Results(points, losses, shares, **_costs(config, params, weights, images[:2]))
 
 
@@ -261,12 +259,10 @@ def _compared(
     config: Config,
     params: Any,
     weights: GateWeights,
-    before: Sequence[np.ndarray],
     images: Sequence[np.ndarray],
     noise: float,
 ) -> list[Point]:
-    """Both gates on images, at the activities of a threshold calibrated on those before."""
-    chosen = [before[i][None] for i in levels.runs(len(before), 24, 2)]
+    """Both gates on images, at the activities of a threshold."""
     stacked = jnp.asarray(np.stack(images))
     gates = {"threshold": threshold(0.0), "learned": learned(weights, unit=1.0)}
     taken = {
@@ -279,25 +275,16 @@ def _compared(
         variables = _with_bias(weights, bias), jnp.float32(np.inf)
         return np.asarray(taken["learned"](variables, stacked))
 
-    for tolerance in TOLERANCES:
-        within = lambda outs, level, most=tolerance: level.error <= most
-        level = levels.level(_network, params, chosen, patch=config.patch, within=within).level
+    for level in LEVELS:
         masks = {"threshold": np.asarray(taken["threshold"](jnp.float32(level), stacked))}
         bias = _bias(lambda bias: float(of_bias(bias).mean()), float(masks["threshold"].mean()))
         masks["learned"] = of_bias(bias)
-        arms |= {(name, tolerance): mask for name, mask in masks.items()}
-        found.append((tolerance, level, bias, {n: float(m.mean()) for n, m in masks.items()}))
+        arms |= {(name, level): mask for name, mask in masks.items()}
+        found.append((level, bias, {name: float(m.mean()) for name, m in masks.items()}))
     errors = _errors(params, images, arms, config.patch)
     return [
-        Point(
-            noise,
-            tolerance,
-            level,
-            bias,
-            activity,
-            {name: errors[name, tolerance] for name in activity},
-        )
-        for tolerance, level, bias, activity in found
+        Point(noise, level, bias, activity, {name: errors[name, level] for name in activity})
+        for level, bias, activity in found
     ]
 
 
