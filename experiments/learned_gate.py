@@ -10,10 +10,9 @@ over the second half, as it is and with noise on every frame::
 Definitions. *Activity* is the share of patches that a gate takes, the first frame left out. The
 threshold runs at several levels, and the learned gate is given the activity of each: its bias,
 which moves it from taking all to taking nothing, is found by halving an interval, on the frames of
-the test. So how much either errs is compared, and not how well it hits a budget. The output error is that of
-the network on the effective input, which is what `tinyjax.pass_skip` gives,
-``sqrt(sum of squared error / sum of squared dense output)`` over the clip. Frames are never taken
-whole here.
+the test. So how much either errs is compared, and not how well it hits a budget. The output error
+is that of the network on the effective input, which is what `tinyjax.pass_skip` gives, ``sqrt(sum
+of squared error / sum of squared dense output)`` over the clip. Frames are never taken whole here.
 
 The network is `models.Backbone` with random weights, so only comparisons mean anything.
 

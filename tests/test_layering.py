@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "gate_training": {"gating", "numerics"},
     "limits": {"base"},
     "drifting": {"base"},
+    "describing": {"base", "blocks", "compat"},
     "several": {"base"},
     "rewrite": {"base", "blocks", "compat", "numerics", "graph", "rules"},
     "combine": {"base", "compat", "numerics", "rewrite"},

@@ -20,6 +20,7 @@ from tinyjax.calibration import calibrate
 from tinyjax.codes import DeltaCode, GainCode, GroupCode, KeyCode, SGQGradient, StepCode
 from tinyjax.combine import at, chain, identity, where
 from tinyjax.counting import count_macs
+from tinyjax.describing import BlockAdvice, Description, describe
 from tinyjax.drifting import Drift, drift
 from tinyjax.gate_training import GateTerms, gate_loss
 from tinyjax.gates import VariableGate, exact, static, threshold, top_k
@@ -54,9 +55,11 @@ from tinyjax.uplink import Uplink, UplinkState, delta_uplink
 __all__ = [
     "Advice",
     "Audit",
+    "BlockAdvice",
     "BlockTransform",
     "Codec",
     "DeltaCode",
+    "Description",
     "Drift",
     "Epilogue",
     "GainCode",
@@ -89,6 +92,7 @@ __all__ = [
     "count_macs",
     "delayed",
     "delta_uplink",
+    "describe",
     "detach",
     "drift",
     "entropy",

@@ -4,8 +4,8 @@ from tinyjax.blocks.backward import no_cotangents, pull_back
 from tinyjax.blocks.divide import Blocks, divide
 from tinyjax.blocks.local import Geometry, Halo, Layout, Step, local, widen
 from tinyjax.blocks.network import run_blocks
-from tinyjax.blocks.over import over_blocks
-from tinyjax.blocks.partition import Block, break_even
+from tinyjax.blocks.over import divided, over_blocks
+from tinyjax.blocks.partition import Block, break_even, macs_of
 from tinyjax.blocks.state import SkipState, begin_state, fits, gated, oldest, sample, tiling
 from tinyjax.blocks.sweep import active_cells, effective_input, run_block
 from tinyjax.blocks.windows import begin, corner, finish, run_before, run_frame, run_windows
@@ -24,11 +24,13 @@ __all__ = [
     "break_even",
     "corner",
     "divide",
+    "divided",
     "effective_input",
     "finish",
     "fits",
     "gated",
     "local",
+    "macs_of",
     "no_cotangents",
     "oldest",
     "over_blocks",

@@ -22,7 +22,7 @@ from tinyjax import compat
 from tinyjax.blocks.local import POOLS, Halo, Layout, Step, Var, widen
 from tinyjax.numerics.patches import Pair, tiles
 
-__all__ = ["AT_ONCE", "Block", "break_even", "partition"]
+__all__ = ["AT_ONCE", "Block", "break_even", "macs_of", "partition"]
 
 Layouts = dict[Var, Layout]
 
@@ -146,6 +146,16 @@ def break_even(blocks: Sequence[Block]) -> float:
         turn += begun
         dense += _dense(block)
     return min(1.0, max(LEAST, (dense - LEFT_OVER * turn) / cell))
+
+
+def macs_of(block: Block) -> tuple[int, int]:
+    """Multiply-accumulates of a whole block, and of one of its cells with what its halos add."""
+    whole = cell = 0
+    for step in block.steps:
+        sides = [_side(block, step.out, axis) for axis in (0, 1)]
+        whole += _macs(step)
+        cell += _macs(step) * math.prod(sides) // math.prod(block.sizes[step.out])
+    return whole, cell
 
 
 def _cost(block: Block, layouts: Layouts, spreads: dict[Var, Pair]) -> float:
