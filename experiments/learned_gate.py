@@ -177,8 +177,8 @@ def pairs(
     """
     found: list[tuple[np.ndarray, np.ndarray]] = []
     for place in range(config.batch):
-        earlier = rng.integers(0, len(images) - config.apart)
-        later = earlier + rng.integers(1, config.apart + 1)
+        earlier = int(rng.integers(0, len(images) - config.apart))
+        later = earlier + int(rng.integers(1, config.apart + 1))
         row, col = (rng.integers(0, side - config.crop + 1) for side in images[0].shape[:2])
         part = np.s_[row : row + config.crop, col : col + config.crop]
         deviation = rng.uniform(0, config.sensor)
@@ -305,13 +305,12 @@ def _errors(
     energy, squared = 0.0, dict.fromkeys(arms, 0.0)
     for index, image in enumerate(images[1:]):
         right = dense(params, image[None])
+        energy += float(measure.compared(right, right)[0])
         h, w = image.shape[:2]
         for name, masks in arms.items():
             pixels = masks[index].repeat(patch, 0).repeat(patch, 1)[:h, :w, None]
             refs[name] = np.where(pixels, image, refs[name])
-            right_energy, error, _ = measure.compared(right, dense(params, refs[name][None]))
-            squared[name] += float(error)
-        energy += float(right_energy)
+            squared[name] += float(measure.compared(right, dense(params, refs[name][None]))[1])
     return {name: measure.relative(error, energy) for name, error in squared.items()}
 
 
@@ -324,10 +323,10 @@ def _costs(
         "threshold": threshold(8.0),
         "learned": learned(weights, unit=1.0),
     }
-    programs = {name: jax.jit(partial(g.call, patch=config.patch)) for name, g in gates.items()}
     dense = jax.jit(_network)
     calls = {
-        name: partial(program, gates[name].variables, x, ref) for name, program in programs.items()
+        name: partial(jax.jit(gate.call, static_argnums=3), gate.variables, x, ref, config.patch)
+        for name, gate in gates.items()
     }
     calls["dense"] = partial(dense, params, x[None])
     taken = measure.interleaved(calls, 20)

@@ -203,3 +203,18 @@ def test_plots_are_svg_and_equal_for_equal_values():
     assert drawn.startswith("<svg")
     assert "http" not in drawn.split("<image")[1].split("/>")[0]
     assert plots.jpeg(np.zeros((8, 8, 3), np.uint8)).startswith("data:image/jpeg;base64,")
+
+
+# --- a gate that is learned ----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_gate_is_trained_and_compared_at_equal_activity(clip, tmp_path):
+    assert main(["gate", "--smoke", "--set", f"video={clip}", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("*.json")
+    metrics = results.read(path)["metrics"]
+    assert metrics["gate_macs"] < 0.01 * metrics["dense_macs"]
+    assert len(metrics["points"]) == 8
+    for point in metrics["points"]:
+        assert set(point["activity"]) == set(point["error"]) == {"threshold", "learned"}
+        assert all(0 <= share <= 1 for share in point["activity"].values())
