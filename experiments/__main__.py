@@ -42,18 +42,23 @@ class Arguments:
     """
 
     experiment: Literal[
-        "octo", "sgq", "pass", "uplink", "tasks", "audit", "fidelity", "ablation", "adapt", "demo"
+        "octo",
+        "sgq",
+        "pass",
+        "gate",
+        "uplink",
+        "tasks",
+        "audit",
+        "fidelity",
+        "ablation",
+        "adapt",
+        "demo",
     ]
     """octo: train one arm. sgq: train across a cut and without one. pass: skip patches of a video.
-    uplink: send what changed. tasks: skip on a task with labels. audit: where int8 is faster on
-    this machine. fidelity: int8 gradients next to float32's. ablation: what each part of Octo does,
-    next to rivals. adapt: learn another domain on a device. demo: the methods, with a report. Each
-    writes JSON; ablation, adapt and tasks one per run."""
-        "octo", "sgq", "pass", "gate", "tasks", "audit", "fidelity", "ablation", "adapt", "demo"
-    gate: train a gate for that, without labels. tasks: patches of a video with labels. audit: where
-    int8 is faster on this machine. fidelity: int8 gradients next to float32's. ablation: what each
-    part of Octo does, next to rivals. adapt: learn another domain on a device. demo: the methods,
-    with a report. Each writes JSON; ablation, adapt and tasks one per run."""
+    gate: train a gate for that. uplink: send what changed. tasks: skip on a task with labels. audit:
+    where int8 is faster on this machine. fidelity: int8 gradients next to float32's. ablation: what
+    each part of Octo does, next to rivals. adapt: learn another domain on a device. demo: the
+    methods, with a report. Each writes JSON; ablation, adapt and tasks one per run."""
     config: str | None = None
     """Name of the configuration, by default int8 (octo), vgg6 (audit, fidelity), all (ablation),
     resnet (uplink), mnist (adapt), cdnet (tasks) or sample (others); "?" lists them."""
