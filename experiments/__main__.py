@@ -55,7 +55,7 @@ class Arguments:
         "demo",
     ]
     """octo: train one arm. sgq: train across a cut and without one. pass: skip patches of a video.
-    gate: train a gate for that. uplink: send what changed. tasks: skip on a task with labels. audit:
+    gate: learn when to. uplink: send what changed. tasks: skip on a task with labels. audit:
     where int8 is faster on this machine. fidelity: int8 gradients next to float32's. ablation: what
     each part of Octo does, next to rivals. adapt: learn another domain on a device. demo: the
     methods, with a report. Each writes JSON; ablation, adapt and tasks one per run."""
