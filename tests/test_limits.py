@@ -1,4 +1,6 @@
-"""Limits inside the network, found on frames; and the gate that takes the k largest moves."""
+"""Limits found on frames; gates of the mean square and of the k largest moves."""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import pytest
 
 import tinyjax
 from tests.moving import close, conv, follow, one_sentence, video
-from tinyjax import inner_limits, pass_skip, rewrite, threshold, top_k
+from tinyjax import inner_limits, pass_skip, rewrite, root_mean_square, threshold, top_k
 
 
 def deep(rng, shape):
@@ -91,6 +93,47 @@ def test_bad_settings_are_refused(options, frames, message, rng):
     with pytest.raises(ValueError, match=message) as error:
         inner_limits(skipping, apply, params, [jnp.ones((1, 24, 24, 1))] * frames, **options)
     one_sentence(error)
+
+
+# --- root_mean_square ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(8, 8), (13, 18), (4, 30)], ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8], ids=str)
+def test_root_mean_square_takes_what_moved_further_in_the_mean(size, dtype, rng):
+    ref = rng.integers(0, 200, (*size, 3))
+    x = ref + rng.integers(0, 9, (*size, 3)) * (rng.random((*size, 1)) < 0.1)
+    cell = lambda a, i, j: a[4 * i : 4 * i + 4, 4 * j : 4 * j + 4]
+    rows, cols = (math.ceil(side / 4) for side in size)
+    wanted = np.zeros((rows, cols), bool)
+    for i, j in np.ndindex(rows, cols):
+        wanted[i, j] = np.mean((cell(x, i, j) - cell(ref, i, j)) ** 2.0) > 1.6**2
+    taken = root_mean_square(1.6)(jnp.asarray(x, dtype), jnp.asarray(ref, dtype), 4)
+    np.testing.assert_array_equal(taken, wanted)
+    assert wanted.any()
+    assert not wanted.all()
+
+
+def test_root_mean_square_takes_nan_and_is_never_0():
+    ref = jnp.zeros((8, 8, 1))
+    x = ref.at[0, 0].set(jnp.nan).at[0, 5].set(jnp.inf)
+    taken = root_mean_square(100.0)(x, ref, 4)
+    assert taken.tolist() == [[True, True], [False, False]]
+    for limit in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match=f"limit is {limit}: use a positive number"):
+            root_mean_square(limit)
+
+
+def test_the_effective_input_stays_within_the_root_mean_square(rng):
+    apply, params = lambda w, x: jnp.tanh(x @ w), jnp.ones((1, 2))
+    frames = np.cumsum(rng.normal(size=(12, 1, 16, 24, 1)) * 0.05, axis=0).astype(np.float32)
+    took = []
+    for x, out, of_ref, state in follow(apply, params, frames, patch=8, gate=root_mean_square(0.1)):
+        np.testing.assert_allclose(out, of_ref, atol=1e-6)
+        moved = np.square(np.asarray(x - state.ref))[0].reshape(2, 8, 3, 8).mean((1, 3))
+        assert np.sqrt(moved).max() <= 0.1 * (1 + 1e-5)
+        took.append(float((state.age == 0).mean()))
+    assert 0 < np.mean(took[1:]) < 1
 
 
 # --- top_k ---------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from tinyjax.counting import count_macs
 from tinyjax.describing import BlockAdvice, Description, describe
 from tinyjax.drifting import Drift, drift
 from tinyjax.gate_training import GateTerms, gate_loss
-from tinyjax.gates import VariableGate, exact, static, threshold, top_k
+from tinyjax.gates import VariableGate, exact, root_mean_square, static, threshold, top_k
 from tinyjax.gating import GateWeights, gate_logits, gate_weights, learned
 from tinyjax.limits import inner_limits
 from tinyjax.portable import portable
@@ -116,6 +116,7 @@ __all__ = [
     "per_tensor",
     "portable",
     "rewrite",
+    "root_mean_square",
     "send",
     "sgq",
     "sgq_decode",

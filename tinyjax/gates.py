@@ -19,7 +19,7 @@ import numpy as np
 
 from tinyjax.numerics.patches import differs, tiles, window_any
 
-__all__ = ["Gate", "VariableGate", "exact", "static", "threshold", "top_k"]
+__all__ = ["Gate", "VariableGate", "exact", "root_mean_square", "static", "threshold", "top_k"]
 
 Array = jax.Array
 Gate = Callable[[Array, Array, int], Any]
@@ -92,6 +92,50 @@ def threshold(limit: float) -> VariableGate:
     def call(limit: Array, x: Array, ref: Array, patch: int) -> Array:
         moved = jnp.abs(x.astype(jnp.float32) - ref.astype(jnp.float32))
         return window_any(~(moved <= limit), (patch, patch))
+
+    return VariableGate(np.float32(limit), call)
+
+
+def root_mean_square(limit: float) -> VariableGate:
+    """The gate that takes a patch if the root of its mean square change is above ``limit``.
+
+    So the effective input of a patch never differs from the frame by more, in the mean. Noise of a
+    camera or of a video codec moves few values far and many a little: for the same error of the
+    output this gate takes fewer patches of such videos than :func:`threshold`, while single pixels
+    may move by any amount unseen. The limit may change like that of :func:`threshold`.
+
+    Args:
+      limit: in units of the frame, above 0; the smallest changes have squares of 0.
+
+    Returns:
+      A gate, whose variable is the limit: float32 ``[]``.
+
+    Raises:
+      ValueError: if ``limit`` is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp, tinyjax
+      >>> x = jnp.zeros((4, 4, 1))
+      >>> gate = tinyjax.root_mean_square(0.1)
+      >>> gate(x.at[0, 3].set(0.3).at[3, 0].set(0.1), x, 2).tolist()  # 0.15 and 0.05
+      [[False, True], [False, False]]
+    """
+    if not (math.isfinite(limit) and limit > 0):
+        raise ValueError(f"limit is {limit}: use a positive number, or the gate exact for 0")
+
+    def call(limit: Array, x: Array, ref: Array, patch: int) -> Array:
+        h, w, c = x.shape
+        square = jnp.square(x.astype(jnp.float32) - ref.astype(jnp.float32)).reshape(h, w * c)
+        rows, cols = tiles((h, w), (patch, patch))
+        padded = jnp.pad(square, ((0, rows * patch - h), (0, (cols * patch - w) * c)))
+        # Columns stay joined to channels, as in `window_any`.
+        sums = jax.lax.optimization_barrier(padded.reshape(rows, patch, -1).sum(1))
+        held = [
+            np.minimum(np.arange(n) * patch + patch, side) - np.arange(n) * patch
+            for n, side in ((rows, h), (cols, w))
+        ]
+        counts = jnp.asarray(np.multiply.outer(*held) * c, jnp.float32)
+        return ~(sums.reshape(rows, cols, -1).sum(2) <= jnp.square(limit) * counts)
 
     return VariableGate(np.float32(limit), call)
 
