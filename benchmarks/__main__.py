@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import int8, peers, portable, rate, sgq, skip, skip_gradient
+from benchmarks import clips, int8, peers, portable, rate, sgq, skip, skip_gradient
 from experiments import measure
 from experiments.errors import UserError
 
@@ -20,6 +20,7 @@ BENCHMARKS = {
     "rate": rate,
     "pass": skip,
     "pass_gradient": skip_gradient,
+    "clips": clips,
     "portable": portable,
 }
 
@@ -65,7 +66,8 @@ def _table(row: dict[str, Any]) -> str:
     numbers = {key: value for key, value in row.items() if key != "case"}
     width = max(map(len, numbers))
     written = lambda value: "not installed" if value is None else f"{value:10.3f}"
-    return "\n".join(f"  {key:<{width}}  {written(value)}" for key, value in numbers.items())
+    lines = (f"  {key:<{width}}  {written(value)}" for key, value in numbers.items())
+    return "\n".join([row["case"], *lines])
 
 
 if __name__ == "__main__":

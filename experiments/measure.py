@@ -22,6 +22,7 @@ __all__ = [
     "relative",
     "saved_bytes",
     "temp_bytes",
+    "timed",
 ]
 
 _ROOT = Path(__file__).parents[1]
@@ -125,6 +126,13 @@ def temp_bytes(program: jax.stages.Compiled) -> int:
             f"backend {jax.default_backend()!r} tells no memory: measure on a CPU or GPU"
         )
     return analysis.temp_size_in_bytes
+
+
+def timed(fn: Callable[..., Any], *args: Any) -> tuple[float, Any]:
+    """The seconds of one call, waited for, and what it gave."""
+    start = time.perf_counter()
+    out = jax.block_until_ready(fn(*args))
+    return time.perf_counter() - start, out
 
 
 def interleaved(

@@ -235,6 +235,20 @@ def test_pass_has_a_row_for_every_share(tmp_path, case):
 
 
 @SLOW
+def test_clips_have_a_row_for_every_gate_within_their_limits(tmp_path):
+    file = tmp_path / "clips.json"
+    assert main(["clips", "--quick", "--case", "one_by_one_person", "--json", str(file)]) == 0
+    rows = {row["case"].split(", ")[1]: row for row in json.loads(file.read_text())["rows"]}
+    assert set(rows) == {"exact", "threshold", "root_mean_square"}
+    assert rows["exact"]["error"] <= 1e-6
+    assert rows["exact"]["level"] == 0
+    for row in rows.values():
+        assert 0 < row["recomputed"] <= 1
+        assert row["of_predicted"] == row["speedup"] / row["predicted"]
+        assert rows["exact"]["taken"] >= row["taken"]
+
+
+@SLOW
 def test_portable_stands_beside_native(tmp_path):
     file = tmp_path / "portable.json"
     assert main(["portable", "--quick", "--case", "mlp", "--json", str(file)]) == 0
