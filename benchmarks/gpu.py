@@ -1,7 +1,8 @@
-"""``python -m benchmarks.gpu int8|sgq``: what runs on a GPU, how fast, and whether it is right.
+"""``python -m benchmarks.gpu int8|sgq|pass``: what runs on a GPU, how fast, and if it is right.
 
-`gpu_int8` and `gpu_sgq` say what the figures mean. Times are medians of interleaved rounds.
-``--smoke`` runs tiny sizes on any backend, to see that everything runs; its times mean nothing.
+`gpu_int8`, `gpu_sgq` and `gpu_pass` say what the figures mean. Times are medians of interleaved
+rounds. ``--smoke`` runs tiny sizes on any backend, to see that everything runs; its times mean
+nothing.
 """
 
 import argparse
@@ -14,14 +15,14 @@ from typing import Any
 
 import jax
 
-from benchmarks import gpu_int8, gpu_sgq
+from benchmarks import gpu_int8, gpu_pass, gpu_sgq
 from benchmarks.rows import line
 from experiments import measure
 
 __all__ = ["main"]
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS = {"int8": gpu_int8.rows, "sgq": gpu_sgq.rows}
+BENCHMARKS = {"int8": gpu_int8.rows, "sgq": gpu_sgq.rows, "pass": gpu_pass.rows}
 
 
 def main(argv: Sequence[str]) -> int:

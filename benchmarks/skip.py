@@ -47,7 +47,7 @@ from experiments.encoders import MobileNetEncoder, ResNetEncoder, UNet
 from experiments.models import Backbone
 from tinyjax import pass_skip, rewrite
 
-__all__ = ["ACTIVE", "CASES", "Case", "begun", "run", "whole"]
+__all__ = ["ACTIVE", "CASES", "Case", "Played", "begun", "run", "whole"]
 
 ACTIVE = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 AREAS = (0.0, 0.05, 0.1, 0.25, 1.0)
@@ -154,7 +154,7 @@ def _row(
     """The metrics over the frames of a video, again and again."""
     frames = [jnp.asarray(x) for x in video]
     wanted = [dense["dense"](params, x) for x in frames]
-    played = _Played(skip, jax.tree.map(jnp.copy, state), params, frames)
+    played = Played(skip, jax.tree.map(jnp.copy, state), params, frames)
     errors = [float(jnp.abs(played() - want).max()) for want in 2 * wanted]
     calls: dict[str, Callable[[], Any]] = {
         key: lambda program=program: program(params, frames[0]) for key, program in dense.items()
@@ -173,7 +173,7 @@ def _row(
     }
 
 
-class _Played:
+class Played:
     """Frames in turn through a program that carries its state."""
 
     def __init__(self, program: Any, state: Any, params: Any, frames: list[jax.Array]) -> None:

@@ -273,6 +273,16 @@ def test_the_gpu_script_runs_as_it_would_there(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_the_gpu_script_finds_where_skipping_pays(tmp_path):
+    file = tmp_path / "gpu.json"
+    assert gpu.main(["pass", "--smoke", "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())["crossover"]
+    assert [row["size"] for row in rows] == 3 * ["720p"] + 3 * ["1080p"]
+    assert all(row["equal"] for row in rows)
+    assert rows[0].keys() >= {"dense_ms", "skip_ms", "whole_ms", "speedup"}
+
+
+@pytest.mark.slow
 def test_the_bits_of_sgq_are_compared(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     file = tmp_path / "gpu.json"
