@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +73,8 @@ class Arguments:
     """The same as --set seed=N, in every part of the demo."""
     out: Path | None = None
     """Folder for the results. Default: out/ and its name."""
+    checkpoints: Path | None = None
+    """Of tasks: folder in which trainings stay, to be measured again without being repeated."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -141,7 +144,12 @@ def _grid(given: Arguments, command: str) -> None:
     configs = [settings.change(config, [*_settings(given), *seed]) for config in configs]
     out = given.out or Path("out") / given.experiment
     details = {"experiment": given.experiment, "command": command}
-    records = grids.run(experiment.run, list(dict.fromkeys(configs)), out, bars, **details)
+    one = experiment.run
+    if given.checkpoints is not None:
+        if given.experiment != "tasks":
+            raise UserError("--checkpoints is for tasks: leave it out")
+        one = partial(one, kept=given.checkpoints)
+    records = grids.run(one, list(dict.fromkeys(configs)), out, bars, **details)
     if given.experiment == "tasks":
         from experiments import task_report
 

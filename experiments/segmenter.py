@@ -8,11 +8,14 @@ References:
   He, Zhang, Ren, Sun, *Deep Residual Learning for Image Recognition*, CVPR 2016 (the blocks).
   Long, Shelhamer, Darrell, *Fully Convolutional Networks for Semantic Segmentation*, CVPR 2015
   (scores of several strides are added).
+  Lin, Goyal, Girshick, He, Dollár, *Focal Loss for Dense Object Detection*, ICCV 2017 (how a head
+  begins whose positives are few).
   Shi et al., *Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel
   Convolutional Neural Network*, CVPR 2016 (channels become pixels).
 """
 
 import operator
+from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -25,9 +28,21 @@ import optax
 from experiments.data.scenes import MOVING, STATIC
 from experiments.train import StatisticsState
 
-__all__ = ["Counts", "Segmenter", "beside", "counts", "crop_step", "f1", "median", "score"]
+__all__ = [
+    "Counts",
+    "Losses",
+    "Segmenter",
+    "beside",
+    "counts",
+    "crop_step",
+    "f1",
+    "losses",
+    "median",
+    "scoring",
+]
 
 Array = jax.Array
+Losses = Callable[[Array, Array], dict[str, Array]]  # (logits, labels) -> {"loss", "accuracy"}
 
 _he = nn.initializers.he_normal()
 
@@ -35,14 +50,17 @@ _he = nn.initializers.he_normal()
 class Segmenter(nn.Module):
     """A stem, two stages of basic blocks, and a 1x1 head on each stage.
 
-    Frames [n, h, w, 6] in 0..255 to logits float32 [n, h, w], h and w multiples of 8: above 0 is
-    foreground. The stages have strides 4 and 8, as the first two of a ResNet-10, and a BatchNorm
-    follows every convolution; with ``train`` it normalizes by the batch. As it stands 298,960
-    parameters and 598 million multiply-accumulates for 320x240.
+    Frames [n, h, w, 6] in 0..255, h and w multiples of 8, to logits float32
+    [n, h / stride, w / stride]; of foreground they are above 0. The stages have strides 4 and 8, as
+    the first two of a ResNet-10, with two blocks of a ResNet-18, and a BatchNorm follows every
+    convolution; with ``train`` it normalizes by the batch. As it stands 298,960 parameters and 598
+    million multiply-accumulates for 320x240.
     """
 
     width: int = 64  # of the first stage: half of it in the stem, twice in the second stage
     blocks: int = 1  # of a stage
+    stride: int = 1  # pixels of a logit: 1, 2 or 4
+    prior: float | None = None  # logits are about this before training; None: of any size
 
     @nn.compact
     def __call__(self, x: Array, train: bool = True) -> Array:
@@ -50,9 +68,10 @@ class Segmenter(nn.Module):
         conv = partial(nn.Conv, use_bias=False, kernel_init=_he)
         x = (x.astype(jnp.float32) - 128.0) / 64.0
         x = nn.relu(norm()(conv(self.width // 2, (3, 3), (2, 2))(x)))
-        stride, logits = 2, jnp.float32(0)
+        step, logits = 2, jnp.float32(0)
+        begun = {} if self.prior is None else _rare(self.prior / 2)  # there are two heads
         for features in (self.width, 2 * self.width):
-            stride *= 2
+            step *= 2
             for block in range(self.blocks):
                 steps = (1, 1) if block else (2, 2)
                 y = nn.relu(norm()(conv(features, (3, 3), steps)(x)))
@@ -60,8 +79,16 @@ class Segmenter(nn.Module):
                 if x.shape != y.shape:
                     x = norm()(conv(features, (1, 1), steps)(x))
                 x = nn.relu(x + y)
-            logits += _pixels(nn.Conv(stride**2, (1, 1), kernel_init=_he)(x), stride)
+            side = step // self.stride
+            head = nn.Conv(side**2, (1, 1), **{"kernel_init": _he, **begun})
+            logits += _pixels(head(x), side)
         return logits
+
+
+def _rare(logit: float) -> dict[str, Any]:
+    """How a head begins whose positives are few: RetinaNet's section 4.1."""
+    initializers = nn.initializers
+    return {"kernel_init": initializers.normal(0.01), "bias_init": initializers.constant(logit)}
 
 
 def _pixels(x: Array, side: int) -> Array:
@@ -116,32 +143,36 @@ def f1(found: Counts) -> Any:
     return (2 * hits + 1e-9) / (2 * hits + false + missed + 1e-9)
 
 
-def _scores(logits: Array, labels: Array) -> dict[str, Array]:
+def losses(logits: Array, labels: Array) -> dict[str, Array]:
     """Cross entropy per known pixel, and F1, which the loop of a training calls accuracy."""
     known, targets = _among(labels, STATIC + MOVING), _among(labels, MOVING).astype(jnp.float32)
-    losses = optax.sigmoid_binary_cross_entropy(logits, targets)
-    loss = jnp.where(known, losses, 0.0).sum() / jnp.maximum(known.sum().astype(jnp.float32), 1.0)
+    each = optax.sigmoid_binary_cross_entropy(logits, targets)
+    loss = jnp.where(known, each, 0.0).sum() / jnp.maximum(known.sum().astype(jnp.float32), 1.0)
     tally = Counts(*(n.astype(jnp.float32) for n in counts(logits > 0, labels)))
     return {"loss": loss, "accuracy": jnp.asarray(f1(tally), jnp.float32)}
 
 
-def crop_step(crop: tuple[int, int], seed: int) -> Any:
+def crop_step(crop: tuple[int, int], seed: int, losses: Losses = losses) -> Any:
     """A jitted step on a random part of each image, one half of them mirrored.
 
     Args:
       crop: (h, w) of a part, multiples of 8.
       seed: of the parts; which ones they are follows from it and the state's step.
+      losses: of the logits of a part and its labels.
 
     Returns:
       ``(state, images, labels) -> (state, {"loss", "accuracy"})`` with images float32
-      [n, h, w, 6] in 0..1 and labels uint8 [n, h, w]; the accuracy is F1.
+      [n, h, w, 6] in 0..1 and labels uint8 [n, h / stride, w / stride]; the accuracy is F1.
     """
 
     def part(key: Array, image: Array, label: Array) -> tuple[Array, Array]:
-        sides = jnp.asarray(label.shape) - jnp.asarray(crop) + 1
+        stride = image.shape[0] // label.shape[0]
+        cells = (crop[0] // stride, crop[1] // stride)
+        sides = jnp.asarray(label.shape) - jnp.asarray(cells) + 1
         at = jax.random.randint(key, (2,), 0, sides)
-        image = jax.lax.dynamic_slice(image, (at[0], at[1], 0), (*crop, image.shape[-1]))
-        label = jax.lax.dynamic_slice(label, (at[0], at[1]), crop)
+        corner = (stride * at[0], stride * at[1], 0)
+        image = jax.lax.dynamic_slice(image, corner, (*crop, image.shape[-1]))
+        label = jax.lax.dynamic_slice(label, (at[0], at[1]), cells)
         mirrored = jax.random.bernoulli(jax.random.fold_in(key, 1))
         turn = lambda a: jnp.where(mirrored, a[:, ::-1], a)
         return turn(image), turn(label)
@@ -154,7 +185,7 @@ def crop_step(crop: tuple[int, int], seed: int) -> Any:
         def loss(params: Any) -> tuple[Array, Any]:
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, updated = state.apply_fn(variables, 255 * images, mutable=["batch_stats"])
-            scores = _scores(logits, labels)
+            scores = losses(logits, labels)
             return scores["loss"], (scores, updated["batch_stats"])
 
         (_, (scores, averages)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
@@ -163,9 +194,16 @@ def crop_step(crop: tuple[int, int], seed: int) -> Any:
     return step
 
 
-@jax.jit
-def score(state: StatisticsState, images: Array, labels: Array) -> tuple[Array, Array]:
-    """Loss and F1, float32 [], of images uint8 [n, h, w, 6] and labels uint8 [n, h, w]."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    found = _scores(state.apply_fn(variables, images, train=False), labels)
-    return found["loss"], found["accuracy"]
+def scoring(losses: Losses = losses) -> Any:
+    """``(state, images, labels) -> (loss, F1)``, float32 [], jitted.
+
+    Images are uint8 [n, h, w, 6], labels uint8 [n, h / stride, w / stride].
+    """
+
+    @jax.jit
+    def score(state: StatisticsState, images: Array, labels: Array) -> tuple[Array, Array]:
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        found = losses(state.apply_fn(variables, images, train=False), labels)
+        return found["loss"], found["accuracy"]
+
+    return score

@@ -1,29 +1,37 @@
-"""PASS on a task with labels: foreground of a road, skipped patches against every pixel's label.
+"""PASS on tasks with labels: skipped patches against foreground's pixels, and against people.
 
-The task is CDnet's *baseline/highway*, 500 frames in folds of 100 consecutive ones: a network is
-trained on all other folds and tested on one, dense and through ``pass_skip``::
+``cdnet`` is CDnet's *baseline/highway*, 500 frames in folds of 100 consecutive ones, of which each
+is tested on with a network that learned from all others. ``vtest`` is PETS 2009 S2.L1: a network
+learns where people's centres are from frames 1 to 594, and they are found and followed in 595 to
+795. Every network runs dense and through ``pass_skip``::
 
     python -m experiments tasks                     # every fold, a JSON for each
+    python -m experiments tasks --config vtest --checkpoints out/trained
     python -m experiments tasks --set tolerance=0.03 patch=16
+
+With ``--checkpoints`` what was trained is kept, and measured again without another training.
 
 Arms: ``exact`` takes every patch with a changed bit; ``threshold`` those with a change above a
 level; ``inner`` a lower level, and limits between blocks (`tinyjax.inner_limits`). Their levels and
 limits are the largest that were tried with an output error within the tolerance. ``loose`` is the
 same by labels: the largest level that costs so many points of F1, and limits that add a little to
-its error; ``key`` is that, with a whole frame now and then. All are found on frames of the training
-folds; nothing is chosen on the fold that is tested.
+its error; ``key`` is that, with a whole frame now and then. All are found on frames that were
+trained on; nothing is chosen on those that are tested.
 
 Definitions. Time is from a uint8 frame in memory to the logits, change detection and the joining of
-frame and background included, decoding excluded; all arms take turns frame by frame in one process.
-The speed-up is the sum of the dense times over the sum of an arm's. The output error is that of
-the logits, ``sqrt(sum of squared error / sum of squared dense output)``. F1 is that of the
+frame and background included, decoding of the video excluded, and so is what makes boxes and tracks
+of logits, which is the same for all; all arms take turns frame by frame in one process. The
+speed-up is the sum of the dense times over the sum of an arm's. The output error is that of the
+logits, ``sqrt(sum of squared error / sum of squared dense output)``. F1 of ``cdnet`` is that of the
 foreground's pixels over the whole fold; pixels that CDnet calls unknown do not count, shadow is
-background.
+background. F1 of ``vtest`` is that of boxes, matched frame by frame from an intersection over union
+of 0.5 on; MOTA and what else there is of tracks is that of `experiments.mot`.
 
 References:
   Zhou et al., *PASS: Patch Automatic Skip Scheme for Efficient Real-Time Video Perception on Edge
   Devices*, AAAI 2023.
   Wang et al., *CDnet 2014: An Expanded Change Detection Benchmark Dataset*, CVPR Workshops 2014.
+  Ferryman, Shahrokni, *PETS2009: Dataset and Challenge*, 2009.
 """
 
 from collections.abc import Sequence
@@ -36,34 +44,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import folds, levels, measure, patchwork, segmenter, turns
+from experiments import folds, levels, measure, mot, patchwork, segmenter, turns
 from experiments.data import scenes
 from experiments.errors import UserError
 from experiments.progress import Follow, unfollowed
+from experiments.results import digest
+from experiments.task_kinds import Judge, Score, kind
 from experiments.train import Epoch
 from tinyjax import exact, inner_limits, pass_skip, rewrite, threshold
 
-__all__ = ["ARMS", "CONFIGS", "FOLDS", "Arm", "Config", "Results", "run", "smoke"]
+__all__ = ["ARMS", "CONFIGS", "Arm", "Config", "Results", "run", "smoke"]
 
 ARMS = ("exact", "threshold", "inner", "loose", "key")
-FOLDS = 5
 
 _RUNS = 2  # of successive frames in a calibration: fewer are longer, and errors have time to grow
 _INPUT = 0.8  # of a tolerance is for the input, which holds the noise of the camera
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(folds.Training):
     """One fold. Everything that a result depends on is here."""
 
-    scene: str = "highway"  # of `data.scenes`
-    fold: int = 0  # which fifth of the frames is tested
-    width: int = 64  # of the network: `segmenter.Segmenter`
-    blocks: int = 1
-    epochs: int = 2
-    batch: int = 4
-    crop: int = 128  # side of the parts that are trained on
-    learning_rate: float = 0.05
     patch: int = 8  # side of a patch in pixels
     tolerance: float = 0.01  # of the output error on training frames
     points: float = 0.25  # of F1 that the loose level may cost on training frames
@@ -71,11 +72,10 @@ class Config:
     tries: int = 4  # limits tried per tensor
     calibration: int = 60  # training frames that levels and limits are chosen on
     key_every: int = 25  # frames from one that is computed whole to the next
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.fold < FOLDS:
-            raise UserError(f"fold={self.fold} is none: choose one from 0 to {FOLDS - 1}")
+        if not 0 <= self.fold < (there := kind(self.scene).folds):
+            raise UserError(f"fold={self.fold} is none: choose one from 0 to {there - 1}")
         for key in ("patch", "crop", "width"):
             if (given := getattr(self, key)) < 8 or given % 8:
                 raise UserError(f"{key}={given} does not fit: choose a multiple of 8")
@@ -92,17 +92,23 @@ class Config:
     @property
     def arm(self) -> str:
         """What a grid of runs calls this one."""
-        return f"{self.scene} fold {self.fold}"
+        return f"{self.scene} fold {self.fold}" if kind(self.scene).folds > 1 else self.scene
 
 
-CONFIGS: dict[str, list[Config]] = {"cdnet": [Config(fold=fold) for fold in range(FOLDS)]}
+_VTEST: dict[str, Any] = {"blocks": 2, "epochs": 16, "batch": 8, "crop": 160}
+CONFIGS: dict[str, list[Config]] = {
+    "cdnet": [Config(fold=fold) for fold in range(kind("highway").folds)],
+    "vtest": [Config(scene="vtest", learning_rate=0.002, **_VTEST)],
+}
+
+_MADE = {"highway": "squares", "vtest": "walkers"}
 
 
 def smoke(configs: Sequence[Config]) -> list[Config]:
     """The same on a scene that is made here, with a network so small that it takes seconds."""
-    tiny: dict[str, Any] = {"width": 8, "crop": 48, "epochs": 1, "batch": 2, "key_every": 4}
-    less: dict[str, Any] = {"scene": "squares", "tries": 2, "calibration": 8}
-    return [replace(config, **tiny, **less) for config in configs[:1]]
+    tiny: dict[str, Any] = {"width": 8, "blocks": 1, "crop": 48, "epochs": 1, "batch": 2}
+    less: dict[str, Any] = {"key_every": 4, "tries": 2, "calibration": 8}
+    return [replace(one, scene=_MADE[one.scene], **tiny, **less) for one in configs[:1]]
 
 
 class Arm(NamedTuple):
@@ -110,6 +116,8 @@ class Arm(NamedTuple):
 
     f1: float  # 0..1
     f1_points: float  # hundredths, minus dense's
+    mota_points: float | None  # likewise, where people are followed
+    tracks: mot.Tracked | None
     speedup: float  # sum of dense ms over sum of ms
     output_error: float  # of the logits, over the clip
     output_error_p95: float  # of the frames, 95th percentile
@@ -130,40 +138,51 @@ class Arm(NamedTuple):
 class Results(NamedTuple):
     """All arms against the dense network, on one fold."""
 
-    moving: float  # share of the known pixels that are foreground
+    moving: float  # share of the known pixels that are foreground, or covered by boxes
     changed: float  # share of the pixels that differ from the frame before
     dense_f1: float  # 0..1
+    dense_tracks: mot.Tracked | None  # where people are followed
     dense_change: float  # as in `Arm`
     dense_flips: float
     dense_ms: list[float]  # per frame
     dense_macs: int  # of a frame
     dense_temp_bytes: int
     errors: dict[str, float]  # on the training frames: of an arm's level alone
-    history: tuple[Epoch, ...]  # of the training; accuracy is F1, of the test on every 4th frame
+    history: tuple[Epoch, ...]  # of the training; accuracy is F1, of the test on 25 frames
     arms: dict[str, Arm]
 
 
-def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) -> Results:
+def run(
+    config: Config,
+    out: Path | None = None,
+    follow: Follow = unfollowed,
+    kept: Path | None = None,
+) -> Results:
     """Trains on all folds but one, calibrates there, and measures every arm on that one.
 
     Args:
       config: of the run.
       out: folder for the checkpoints of the training; None keeps none.
       follow: shows the progress.
+      kept: folder of trainings to use instead, each under a name of its own.
 
     Raises:
       UserError: if the scene cannot be read, or does not fit the patch or the crop.
     """
-    train, test = folds.split(scenes.load(config.scene), config.fold, FOLDS)
+    task = kind(config.scene)
+    train, test = task.split(scenes.load(config.scene), config.fold)
     background = segmenter.median(train.frames)
-    model = segmenter.Segmenter(config.width, config.blocks)
+    model = segmenter.Segmenter(config.width, config.blocks, task.stride, task.prior)
     folder = out / "training" if out else None
+    if kept:
+        folder = kept / f"{config.arm.replace(' ', '-')}-{digest(config.training)}"
     with follow(f"fold {config.fold}", folds.steps(config, len(train.frames))) as watch:
-        fitted = folds.trained(model, config, train, test, background, folder, watch)
+        fitted = folds.trained(model, task, config, train, test, background, folder, watch)
+    judge = task.judge(train)
     variables = {"params": fitted.state.params, "batch_stats": fitted.state.batch_stats}
     apply = partial(model.apply, train=False)
     with follow(f"calibrating {config.fold}", 3) as watch:
-        gates, errors = _gates(config, apply, variables, train, background, watch)
+        gates, errors = _gates(config, apply, variables, train, background, judge, watch)
     params, first = (variables, jnp.asarray(background)), test.frames[0]
     programs = {"dense": turns.prepared(partial(_dense, apply), tuple, params, first)}
     shape = jax.eval_shape(lambda: segmenter.beside(first, background)[None])
@@ -172,23 +191,23 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
         step = partial(_skip, gate.skipping.apply)
         programs[name] = turns.prepared(step, fresh[name], params, first)
     costs = turns.costs(gates["exact"].skipping, fresh["exact"], variables, shape)
-    masks: dict[str, list[np.ndarray]] = {name: [] for name in programs}
+    outputs: dict[str, list[np.ndarray]] = {name: [] for name in programs}
 
     def note(_: int, outs: Any) -> None:
         for name, logits in outs.items():
-            masks[name].append(np.asarray(logits[0] > 0))
+            outputs[name].append(np.asarray(logits[0]))
 
     with follow(f"testing {config.fold}", len(test.frames)) as watch:
         seen = turns.watched(programs, params, config.patch, test.frames, watch, note)
     dense = seen["dense"]
     total = lambda key: sum(getattr(one, key) for one in dense)
-    scores = {name: _score(np.stack(found), test.labels) for name, found in masks.items()}
+    scores = {name: judge(found, test) for name, found in outputs.items()}
     clips = {name: turns.summed(programs[name], seen[name], dense, costs) for name in gates}
-    known = segmenter.counts(np.ones_like(test.labels, bool), test.labels)
     return Results(
-        moving=float(known.hits / (known.hits + known.false)),
+        moving=task.moving(test),
         changed=float(np.mean(patchwork.changed(test.frames)[1:])),
         dense_f1=scores["dense"].f1,
+        dense_tracks=scores["dense"].tracks,
         dense_change=measure.relative(total("change"), total("energy")),
         dense_flips=scores["dense"].flips,
         dense_ms=[round(one.ms, 3) for one in dense],
@@ -208,24 +227,21 @@ class _Gate(NamedTuple):
     limits: list[float]
 
 
-class _Score(NamedTuple):
-    f1: float
-    flips: float  # as in `Arm`
-
-
 def _gates(
     config: Config,
     apply: Any,
     variables: Any,
-    train: scenes.Scene,
+    train: Any,
     background: np.ndarray,
+    judge: Judge,
     watch: Any,
 ) -> tuple[dict[str, _Gate], dict[str, float]]:
     """The arms, their levels and limits chosen on frames of the training folds; errors there."""
     chosen = levels.runs(len(train.frames), config.calibration, _RUNS)
     frames = [one[None] for one in segmenter.beside(train.frames[chosen], background)]
     skipping = partial(pass_skip, patch=config.patch)
-    inputs, labels, dense = list(map(jnp.asarray, frames)), train.labels[chosen], jax.jit(apply)
+    inputs, dense = list(map(jnp.asarray, frames)), jax.jit(apply)
+    scene = type(train)(*(array[chosen] for array in train))
     find = partial(levels.level, apply, variables, frames, patch=config.patch)
 
     def limits(found: levels.Level, tolerance: float) -> list[float]:
@@ -234,7 +250,7 @@ def _gates(
         return inner_limits(lossy, apply, variables, inputs, **options).tolist()
 
     def score(outs: Sequence[jax.Array]) -> float:
-        return _score(np.stack([np.asarray(out[0] > 0) for out in outs]), labels).f1
+        return judge([np.asarray(out[0]) for out in outs], scene).f1
 
     best = score([dense(variables, x) for x in frames])
     alone = find(within=lambda outs, one: one.error <= config.tolerance)
@@ -271,16 +287,13 @@ def _skip(apply: Any, state: Any, params: Any, image: jax.Array) -> tuple[Any, j
     return state, out  # what is given away is paired with the outputs in their order
 
 
-def _score(found: np.ndarray, labels: np.ndarray) -> _Score:
-    """Of foreground bool [n, h, w]."""
-    score = segmenter.f1(segmenter.counts(found, labels))
-    return _Score(float(score), float((found[1:] != found[:-1]).mean()))
-
-
-def _arm(clip: turns.Arm, score: _Score, dense: _Score, gate: _Gate) -> Arm:
+def _arm(clip: turns.Arm, score: Score, dense: Score, gate: _Gate) -> Arm:
+    both = (score.tracks, dense.tracks)
     return Arm(
         f1=score.f1,
         f1_points=100 * (score.f1 - dense.f1),
+        mota_points=100 * (both[0].mota - both[1].mota) if both[0] and both[1] else None,
+        tracks=score.tracks,
         speedup=clip.speedup,
         output_error=clip.output_error,
         output_error_p95=clip.output_error_p95,

@@ -7,6 +7,7 @@ images, labels) -> (state, {"loss", "accuracy"})`` and any state pytree.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from experiments.data import Split, epoch_batches, pixels
 from experiments.progress import Watch, unwatched
 
 __all__ = [
+    "MOMENTUM",
     "Epoch",
     "Fitted",
     "StatisticsState",
@@ -38,6 +40,8 @@ __all__ = [
 Array = jax.Array
 Metrics = dict[str, Array]
 Step = Callable[..., tuple[Any, Metrics]]  # (state, images, labels) -> (state, metrics)
+
+MOMENTUM = partial(optax.sgd, momentum=0.9)
 
 _KEYS = ("loss", "accuracy")
 
@@ -69,7 +73,13 @@ class Fitted(NamedTuple):
 
 
 def create_state(
-    model: nn.Module, images: np.ndarray, *, learning_rate: float, steps: int, seed: int
+    model: nn.Module,
+    images: np.ndarray,
+    *,
+    learning_rate: float,
+    steps: int,
+    seed: int,
+    optimizer: Callable[..., optax.GradientTransformation] = MOMENTUM,
 ) -> TrainState:
     """A fresh flax train state: SGD with momentum 0.9 and a rate that falls to 0 along a cosine.
 
@@ -81,6 +91,7 @@ def create_state(
       learning_rate: at the first step.
       steps: after which the rate is 0.
       seed: of the initialization.
+      optimizer: another one, given the schedule of its rate.
 
     Returns:
       The state; a `StatisticsState` where the model keeps running averages.
@@ -88,9 +99,9 @@ def create_state(
     init = jax.jit(model.init, compiler_options=_RUN_ONCE)
     variables = init(jax.random.key(seed), images)
     cosine = optax.cosine_decay_schedule(learning_rate, steps)
-    optimizer = optax.sgd(lambda count: cosine(jnp.asarray(count, jnp.float32)), momentum=0.9)
+    tx = optimizer(lambda count: cosine(jnp.asarray(count, jnp.float32)))
     kind = StatisticsState if "batch_stats" in variables else TrainState
-    state = kind.create(apply_fn=model.apply, tx=optimizer, **variables)
+    state = kind.create(apply_fn=model.apply, tx=tx, **variables)
     return state.replace(step=jnp.zeros((), jnp.int32))  # flax's is a Python int before step 1
 
 

@@ -1,11 +1,21 @@
 """Files that are checked against their sha256 before anything reads them."""
 
 import hashlib
+import os
 from pathlib import Path
 
 from experiments.errors import UserError
 
-__all__ = ["checked"]
+__all__ = ["checked", "originals"]
+
+
+def originals(name: str) -> Path:
+    """The folder of this name among the data sets; it need not be there.
+
+    They are in ``$TINYJAX_DATA`` or in ``../shared/data`` beside the repository.
+    """
+    beside = Path(__file__).parents[2].parent / "shared" / "data"
+    return Path(os.environ.get("TINYJAX_DATA") or beside) / name
 
 
 def checked(path: Path, sha256: str, cure: str) -> bytes:

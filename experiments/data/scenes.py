@@ -1,4 +1,6 @@
-"""Scenes of a fixed camera with a label for every pixel: `load(name)` reads or makes one.
+"""Scenes of a fixed camera with labels: `load(name)` reads or makes one.
+
+Here are those with a label for every pixel; `experiments.data.walkers` has those with boxes.
 
 ``highway`` is 500 frames of CDnet *baseline/highway*. They are for research only and not part of
 the repository: ``cdnet/highway_000470-000969.zip`` is read from the folder of the data sets,
@@ -11,15 +13,15 @@ References:
 """
 
 import io
-import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data.files import checked
+from experiments.data.files import checked, originals
+from experiments.data.walkers import Walkers, vtest, walkers
 from experiments.errors import UserError
 from experiments.extras import imported
 
@@ -51,9 +53,7 @@ class Scene(NamedTuple):
 
 def archive() -> Path:
     """Where the file belongs; it need not be there."""
-    beside = Path(__file__).parents[2].parent / "shared" / "data"
-    folder = Path(os.environ.get("TINYJAX_DATA") or beside)
-    return folder / "cdnet" / "highway_000470-000969.zip"
+    return originals("cdnet") / "highway_000470-000969.zip"
 
 
 def highway() -> Scene:
@@ -91,11 +91,16 @@ def squares(count: int = 40, size: tuple[int, int] = (64, 96)) -> Scene:
     return Scene(frames.astype(np.uint8), labels)
 
 
-SCENES: dict[str, Callable[[], Scene]] = {"highway": highway, "squares": squares}
+SCENES: dict[str, Callable[[], Scene | Walkers]] = {
+    "highway": highway,
+    "squares": squares,
+    "vtest": vtest,
+    "walkers": walkers,
+}
 
 
-def load(name: str) -> Scene:
-    """The scene of a name.
+def load(name: str) -> Any:
+    """The scene of a name: a `Scene` or `experiments.data.walkers.Walkers`.
 
     Raises:
       UserError: if there is none of this name, or its file cannot be read.

@@ -14,7 +14,6 @@ References:
 """
 
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.data import idx
-from experiments.data.files import checked
+from experiments.data.files import checked, originals
 from experiments.errors import UserError
 
 __all__ = [
@@ -137,8 +136,7 @@ def folder(name: str) -> Path:
         raise UserError(f"there is no data set {name!r}: choose one of {', '.join(NAMES)}")
     if name == SAMPLE.name:
         return SAMPLE
-    beside = Path(__file__).parents[2].parent / "shared" / "data"
-    return Path(os.environ.get("TINYJAX_DATA") or beside) / name.replace("_", "-")
+    return originals(name.replace("_", "-"))
 
 
 def available(name: str) -> bool:
