@@ -90,6 +90,8 @@ def main(argv: Sequence[str]) -> int:
             tyro.conf.UseAppendAction,
         )
         given = tyro.cli(Arguments, prog="python -m experiments", args=list(argv), config=marks)
+        if given.checkpoints is not None and given.experiment != "tasks":
+            raise UserError(f"--checkpoints is for tasks, not for {given.experiment}: leave it out")
         for package in ("rich.progress", "orbax.checkpoint", "matplotlib", "zstandard", "av"):
             imported(package)  # told now rather than after minutes of training
         command = shlex.join(["python", "-m", "experiments", *argv])
@@ -146,8 +148,6 @@ def _grid(given: Arguments, command: str) -> None:
     details = {"experiment": given.experiment, "command": command}
     one = experiment.run
     if given.checkpoints is not None:
-        if given.experiment != "tasks":
-            raise UserError("--checkpoints is for tasks: leave it out")
         one = partial(one, kept=given.checkpoints)
     records = grids.run(one, list(dict.fromkeys(configs)), out, bars, **details)
     if given.experiment == "tasks":

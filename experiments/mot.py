@@ -1,9 +1,10 @@
-"""How good boxes and tracks are, by the package that MOTChallenge's own figures can be had from.
+"""How good boxes and tracks are: the CLEAR MOT metrics and IDF1, by the package motmetrics.
 
 References:
   Bernardin, Stiefelhagen, *Evaluating Multiple Object Tracking Performance: The CLEAR MOT Metrics*,
   EURASIP Journal on Image and Video Processing 2008.
-  Heindl, *py-motmetrics*, https://github.com/cheind/py-motmetrics.
+  Ristani, Solera, Zou, Cucchiara, Tomasi, *Performance Measures and a Data Set for Multi-Target,
+  Multi-Camera Tracking*, ECCV Workshops 2016 (IDF1).
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ class Tracked(NamedTuple):
 
     mota: float  # 1 - (missed + false + switches) / people; 1 at best, without a least
     idf1: float  # 0..1, of boxes under the right identity
-    precision: float  # 0..1
+    precision: float  # 0..1; 0 where nothing was found
     recall: float  # 0..1
     switches: int  # of identities
 
@@ -40,7 +41,7 @@ def tracked(found: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> Tracked
       truth: the same of the people; rows with who = 0 are none.
     """
     *shares, switches = _measured(found, truth, _METRICS)
-    return Tracked(*map(float, shares), switches=int(switches))
+    return Tracked(*(float(np.nan_to_num(share)) for share in shares), switches=int(switches))
 
 
 def f1(found: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> float:

@@ -58,7 +58,9 @@ def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
         change = (f"{metrics['dense_change']:.2%}", f"{metrics['dense_flips']:.3%}")
         memory = f"{metrics['dense_temp_bytes'] / 1e6:.1f} MB"
         of = _tracks(metrics["dense_tracks"], None) if tracks else ()
-        found.append((name, "dense", f"{metrics['dense_f1']:.2%}", "", *of, *dense, *change, memory))
+        found.append(
+            (name, "dense", f"{metrics['dense_f1']:.2%}", "", *of, *dense, *change, memory)
+        )
         found += [
             (
                 name,

@@ -101,14 +101,17 @@ CONFIGS: dict[str, list[Config]] = {
     "vtest": [Config(scene="vtest", learning_rate=0.002, **_VTEST)],
 }
 
-_MADE = {"highway": "squares", "vtest": "walkers"}
+_SMOKE: dict[str, dict[str, Any]] = {
+    "highway": {"scene": "squares", "epochs": 1},
+    "vtest": {"scene": "walkers", "epochs": 12, "learning_rate": 0.01},
+}
 
 
 def smoke(configs: Sequence[Config]) -> list[Config]:
     """The same on a scene that is made here, with a network so small that it takes seconds."""
-    tiny: dict[str, Any] = {"width": 8, "blocks": 1, "crop": 48, "epochs": 1, "batch": 2}
+    tiny: dict[str, Any] = {"width": 8, "blocks": 1, "crop": 48, "batch": 2}
     less: dict[str, Any] = {"key_every": 4, "tries": 2, "calibration": 8}
-    return [replace(one, scene=_MADE[one.scene], **tiny, **less) for one in configs[:1]]
+    return [replace(one, **tiny, **less, **_SMOKE[one.scene]) for one in configs[:1]]
 
 
 class Arm(NamedTuple):
