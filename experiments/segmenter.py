@@ -45,6 +45,7 @@ Array = jax.Array
 Losses = Callable[[Array, Array], dict[str, Array]]  # (logits, labels) -> {"loss", "accuracy"}
 
 _he = nn.initializers.he_normal()
+_small = nn.initializers.normal(0.01)  # of a head whose positives are few: RetinaNet, section 4.1
 
 
 class Segmenter(nn.Module):
@@ -69,7 +70,10 @@ class Segmenter(nn.Module):
         x = (x.astype(jnp.float32) - 128.0) / 64.0
         x = nn.relu(norm()(conv(self.width // 2, (3, 3), (2, 2))(x)))
         step, logits = 2, jnp.float32(0)
-        begun = {} if self.prior is None else _rare(self.prior / 2)  # there are two heads
+        head = partial(nn.Conv, kernel_init=_he)
+        if self.prior is not None:
+            bias = nn.initializers.constant(self.prior / 2)  # there are two heads
+            head = partial(nn.Conv, kernel_init=_small, bias_init=bias)
         for features in (self.width, 2 * self.width):
             step *= 2
             for block in range(self.blocks):
@@ -80,15 +84,8 @@ class Segmenter(nn.Module):
                     x = norm()(conv(features, (1, 1), steps)(x))
                 x = nn.relu(x + y)
             side = step // self.stride
-            head = nn.Conv(side**2, (1, 1), **{"kernel_init": _he, **begun})
-            logits += _pixels(head(x), side)
+            logits += _pixels(head(side**2, (1, 1))(x), side)
         return logits
-
-
-def _rare(logit: float) -> dict[str, Any]:
-    """How a head begins whose positives are few: RetinaNet's section 4.1."""
-    initializers = nn.initializers
-    return {"kernel_init": initializers.normal(0.01), "bias_init": initializers.constant(logit)}
 
 
 def _pixels(x: Array, side: int) -> Array:
