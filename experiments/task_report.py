@@ -31,6 +31,8 @@ HEADINGS = (
 
 TRACKS = ("MOTA", "to dense", "IDF1", "switches")  # behind F1, where people are followed
 
+_BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # figures that cross a line
+
 _SHOWN = (0, 1, 2, 3, 4, 5, 8, 9)  # of `HEADINGS`: what fits into a terminal
 
 _COLORS = dict(zip(ARMS, ("#0d9488", "#d97706", "#2563eb", "#db2777", "#9333ea"), strict=True))
@@ -154,16 +156,19 @@ def figure(records: Sequence[Record]) -> Any:
         heights = [one["speedup"] for one in found]
         below.bar(places, heights, 0.9 * width, color=_COLORS[arm], label=arm)
         for place, height, one in zip(places, heights, found, strict=True):
-            differences = (one["f1_points"], one.get("mota_points") or 0.0)
-            shown = [f"{points:+.1f}" if abs(points) >= 0.05 else "" for points in differences]
-            text = ", ".join(shown) if tracks else shown[0]
-            below.annotate(text, (place, height), ha="center", va="bottom", fontsize=7)
+            text = f"{one['f1_points']:+.1f}" if abs(one["f1_points"]) >= 0.05 else ""
+            if tracks:
+                text = f"{_points(one['f1_points'])}, {_points(one['mota_points'])}"
+            below.annotate(
+                text, (place, height), ha="center", va="bottom", fontsize=7, bbox=_BEHIND
+            )
     below.axhline(1, color="#64748b", linewidth=0.8)
     folds = [_label(record) for record in records]
     below.set_xticks(range(len(folds)), folds, fontsize=8)
     below.set_ylabel("times dense's speed")
-    score = "F1 and MOTA" if tracks else "F1"
-    below.set_title(f"above the bars: {score} minus dense's in points, from 0.05 on", fontsize=8)
+    score = "F1 and MOTA minus dense's" if tracks else "F1 minus dense's"
+    rest = "" if tracks else ", from 0.05 on"
+    below.set_title(f"above the bars: {score} in points{rest}", fontsize=8)
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
     names = below.get_legend_handles_labels()
@@ -174,10 +179,9 @@ def figure(records: Sequence[Record]) -> Any:
 def _label(record: Record) -> str:
     """What stands below a record's bars."""
     metrics = record["metrics"]
-    lines = [_name(record), f"{metrics['moving']:.1%} moving", f"F1 {metrics['dense_f1']:.1%}"]
-    if metrics.get("dense_tracks"):
-        people = f"{metrics['moving']:.1%} under boxes"
-        lines = [lines[0], people, lines[2], f"MOTA {metrics['dense_tracks']['mota']:.1%}"]
+    share, f1 = f"{metrics['moving']:.1%}", f"F1 {metrics['dense_f1']:.1%}"
+    if tracks := metrics.get("dense_tracks"):
+        lines = [_name(record), f"{share} under boxes", f"{f1}, MOTA {tracks['mota']:.1%}"]
     else:
-        lines[0] = f"fold {lines[0]}"
+        lines = [f"fold {_name(record)}", f"{share} moving", f1]
     return "\n".join(lines)

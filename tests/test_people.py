@@ -348,6 +348,19 @@ def test_a_kept_training_is_measured_again_without_another(words, monkeypatch, c
     assert (after["dense_f1"], after["history"]) == (before["dense_f1"], before["history"])
 
 
+@pytest.mark.parametrize("scene", ["highway", "vtest"])
+def test_the_page_of_the_tasks_shows_the_committed_runs(scene):
+    root = Path(__file__).parents[1]
+    records = [
+        results.read(path)
+        for path in sorted((root / "experiments" / "results" / "tasks").glob(f"{scene}*.json"))
+    ]
+    assert len(records) == task_kinds.kind(scene).folds
+    page = (root / "docs" / "pass_tasks.md").read_text()
+    for row in (task_report.headings(records), *task_report.rows(records)):
+        assert f"| {' | '.join(row)} |" in page
+
+
 def test_what_a_training_depends_on_names_it():
     (config,) = tasks.CONFIGS["vtest"]
     name = lambda **changes: results.digest(replace(config, **changes).training)
