@@ -31,7 +31,14 @@ HEADINGS = (
 
 TRACKS = ("MOTA", "to dense", "IDF1", "switches")  # behind F1, where people are followed
 
-_BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # figures that cross a line
+_ABOVE = {  # a bar, and readable where a line crosses
+    "xytext": (0, 2),
+    "textcoords": "offset points",
+    "ha": "center",
+    "va": "bottom",
+    "fontsize": 7,
+    "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0},
+}
 
 _SHOWN = (0, 1, 2, 3, 4, 5, 8, 9)  # of `HEADINGS`: what fits into a terminal
 
@@ -159,9 +166,7 @@ def figure(records: Sequence[Record]) -> Any:
             text = f"{one['f1_points']:+.1f}" if abs(one["f1_points"]) >= 0.05 else ""
             if tracks:
                 text = f"{_points(one['f1_points'])}, {_points(one['mota_points'])}"
-            below.annotate(
-                text, (place, height), ha="center", va="bottom", fontsize=7, bbox=_BEHIND
-            )
+            below.annotate(text, (place, height), **_ABOVE)
     below.axhline(1, color="#64748b", linewidth=0.8)
     folds = [_label(record) for record in records]
     below.set_xticks(range(len(folds)), folds, fontsize=8)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import folds, levels, results, segmenter, task_report, tasks
+from experiments import folds, levels, results, segmenter, task_kinds, task_report, tasks
 from experiments.__main__ import main
 from experiments.data import scenes
 from experiments.errors import UserError
@@ -273,10 +273,11 @@ def test_a_run_is_reused_and_reported(words, record, capsys):
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path):
     (config,) = tasks.smoke(tasks.CONFIGS["cdnet"][2:3])
     config = replace(config, epochs=2, crop=16)
-    train, test = folds.split(scenes.load(config.scene), config.fold, tasks.FOLDS)
+    task = task_kinds.kind(config.scene)
+    train, test = task.split(scenes.load(config.scene), config.fold)
     model = segmenter.Segmenter(config.width, config.blocks)
     background = segmenter.median(train.frames)
-    fit = functools.partial(folds.trained, model, config, train, test, background)
+    fit = functools.partial(folds.trained, model, task, config, train, test, background)
 
     def interrupting(done, standing):
         del standing
