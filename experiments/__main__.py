@@ -92,7 +92,8 @@ def main(argv: Sequence[str]) -> int:
         given = tyro.cli(Arguments, prog="python -m experiments", args=list(argv), config=marks)
         if given.checkpoints is not None and given.experiment != "tasks":
             raise UserError(f"--checkpoints is for tasks, not for {given.experiment}: leave it out")
-        for package in ("rich.progress", "orbax.checkpoint", "matplotlib", "zstandard", "av"):
+        packages = ["rich.progress", "orbax.checkpoint", "matplotlib", "zstandard", "av"]
+        for package in packages + ["motmetrics"] * (given.experiment == "tasks"):
             imported(package)  # told now rather than after minutes of training
         command = shlex.join(["python", "-m", "experiments", *argv])
         run = _demo if given.experiment == "demo" else _one
