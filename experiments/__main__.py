@@ -22,6 +22,7 @@ _ONE = {
     "pass": ("skip", "sample"),
     "uplink": ("uplink", "resnet"),
     "gate": ("learned_gate", "sample"),
+    "outcomes": ("outcomes", "sample"),
     "audit": ("audit", "vgg6"),
     "fidelity": ("fidelity", "vgg6"),
 }
@@ -48,6 +49,7 @@ class Arguments:
         "pass",
         "gate",
         "uplink",
+        "outcomes",
         "tasks",
         "audit",
         "fidelity",
@@ -56,10 +58,12 @@ class Arguments:
         "demo",
     ]
     """octo: train one arm. sgq: train across a cut and without one. pass: skip patches of a video.
-    gate: learn when to. uplink: send what changed. tasks: skip on a task with labels. audit:
-    where int8 is faster on this machine. fidelity: int8 gradients next to float32's. ablation: what
-    each part of Octo does, next to rivals. adapt: learn another domain on a device. demo: the
-    methods, with a report. Each writes JSON; ablation, adapt and tasks one per run."""
+    gate: learn when to. outcomes: the same as light, noise and scene change. uplink: send what
+    changed. tasks: skip on a task with labels. audit: where int8 is faster on this machine.
+    fidelity: int8 gradients next to float32's. ablation: what each part of Octo does, next to
+    rivals. adapt: learn another domain on a device. demo: the methods, with a report. Each writes
+    JSON; ablation, adapt and tasks one per run. report [--check] is a command of its own: it writes
+    the claims and their verdicts from committed results."""
     config: str | None = None
     """Name of the configuration, by default int8 (octo), vgg6 (audit, fidelity), all (ablation),
     resnet (uplink), mnist (adapt), cdnet (tasks) or sample (others); "?" lists them."""
@@ -83,6 +87,8 @@ def main(argv: Sequence[str]) -> int:
         if list(argv[:1]) == ["sgq"] and (command := argv[1:2]) and command[0] in _SPLIT:
             importlib.import_module("experiments.split_commands").main(argv[1:])
             return 0
+        if list(argv[:1]) == ["report"]:
+            return importlib.import_module("experiments.claims.written").main(argv[1:])
         tyro = imported("tyro")
         marks = (
             tyro.conf.PositionalRequiredArgs,

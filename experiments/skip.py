@@ -24,7 +24,7 @@ References:
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -46,8 +46,10 @@ __all__ = [
     "CONFIGS",
     "PUBLISHED",
     "Config",
+    "Prepared",
     "Results",
     "frames",
+    "prepared",
     "run",
     "smoke",
     "source",
@@ -121,29 +123,16 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
     del out
     about = video.about(source(config))
     read = lambda: frames(config)
-    first = next(read())
-    network = own.model(config.model) if config.model else Backbone()
-    # The parameters of convolutions do not depend on the size.
-    corner = _floats(first if config.model else first[:STRIDE, :STRIDE])
-    key = jax.random.key(config.seed, impl="rbg")  # compiles in a third of the time
-    params = jax.jit(network.init)(key, corner)
-    programs = {"dense": turns.prepared(partial(_dense, network.apply), tuple, params, first)}
-    shape = jax.eval_shape(_floats, first)
-    for name, gate in (("exact", exact), ("threshold", threshold(config.threshold))):
-        skipping = rewrite(pass_skip(patch=config.patch, fuse=False, gate=gate), network.apply)
-        fresh = partial(turns.begun, skipping, params, shape)
-        programs[name] = turns.prepared(partial(_skip, skipping.apply), fresh, params, first)
-    try:
-        costs = turns.costs(skipping, fresh, params, shape)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    gates = {"exact": exact, "threshold": threshold(config.threshold)}
+    ready = prepared(next(read()), gates, config.patch, config.seed, config.model)
+    programs, params, costs = ready
     with follow("pass", config.frames or about.frames) as watch:
         seen = turns.watched(programs, params, config.patch, read(), watch)
     dense = seen["dense"]
     moves = [(one.change, one.energy) for one in dense]
     arm = lambda name: turns.summed(programs[name], seen[name], dense, costs)
     return Results(
-        size=list(first.shape[:2]),
+        size=list(next(read()).shape[:2]),
         grid=list(seen["exact"][0].recomputed[0].shape),
         fps=about.fps,
         dense_ms=[round(one.ms, 3) for one in dense],
@@ -154,6 +143,54 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
         exact=arm("exact"),
         threshold=arm("threshold"),
     )
+
+
+class Prepared(NamedTuple):
+    """Dense and gates, compiled for frames of one size."""
+
+    programs: dict[str, turns.Program]  # "dense", and the gates by name
+    params: Any  # of all of them
+    costs: patchwork.Costs
+
+
+def prepared(
+    image: np.ndarray,
+    gates: Mapping[str, Callable[..., Any]],
+    patch: int,
+    seed: int = 0,
+    model: str = "",
+) -> Prepared:
+    """A network as it is and behind each gate, with random weights.
+
+    Args:
+      image: a frame, uint8 [h, w, 3].
+      gates: by name.
+      patch: side of a patch in pixels.
+      seed: of the weights.
+      model: as in `Config`.
+
+    Raises:
+      UserError: if the patch does not fit the frame, or the network cannot be counted.
+    """
+    network = own.model(model) if model else Backbone()
+    # The parameters of convolutions do not depend on the size.
+    corner = _floats(image if model else image[:STRIDE, :STRIDE])
+    key = jax.random.key(seed, impl="rbg")  # compiles in a third of the time
+    params = jax.jit(network.init)(key, corner)
+    programs = {"dense": turns.prepared(partial(_dense, network.apply), tuple, params, image)}
+    shape = jax.eval_shape(_floats, image)
+    behind = lambda gate: rewrite(pass_skip(patch=patch, fuse=False, gate=gate), network.apply)
+    for name, gate in gates.items():
+        skipping = behind(gate)
+        fresh = partial(turns.begun, skipping, params, shape)
+        programs[name] = turns.prepared(partial(_skip, skipping.apply), fresh, params, image)
+    skipping = behind(exact)
+    fresh = partial(turns.begun, skipping, params, shape)
+    try:
+        costs = turns.costs(skipping, fresh, params, shape)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return Prepared(programs, params, costs)
 
 
 def source(config: Config) -> Path:

@@ -117,6 +117,18 @@ def _gate(record: Record) -> Any:
     return imported("rich.console").Group(points, costs)
 
 
+def _outcomes(record: Record) -> Any:
+    """Every gate in every environment."""
+    headings = ("speed-up", "patches", "MACs", "error", "change", "dense's")
+    table = _table("scene", "gate", *headings)
+    for name, found in record["metrics"]["environments"].items():
+        for gate, arm in found["arms"].items():
+            shares = (arm["active"], arm["macs_share"], arm["output_error"], arm["change"])
+            cells = (f"{share:.1%}" for share in (*shares, found["dense_change"]))
+            table.add_row(name, gate, f"{arm['speedup']:.2f}x", *cells)
+    return table
+
+
 def _audit(record: Record) -> Any:
     """The audit's own table."""
     return imported("rich.text").Text(record["metrics"]["table"] + "\n")
@@ -147,6 +159,7 @@ TABLES: dict[str, Table] = {
     "pass": _pass,
     "uplink": _uplink,
     "gate": _gate,
+    "outcomes": _outcomes,
     "audit": _audit,
     "fidelity": _fidelity,
 }

@@ -1,4 +1,6 @@
-"""``python -m benchmarks.rate.report``: of the committed run, plots and tables for the docs."""
+"""``python -m benchmarks.rate.report [--check]``: of the committed run, the tables and plots of
+docs/sgq.md. With ``--check`` nothing is written, and it fails where the tables are stale.
+"""
 
 import json
 import sys
@@ -7,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rate import features
+from experiments import pages
 from experiments.extras import imported
 
-__all__ = ["RESULTS", "TABLES", "plotted", "table"]
+__all__ = ["COMMAND", "PAGE", "RESULTS", "TABLES", "main", "plotted", "stale"]
+
+COMMAND = "python -m benchmarks.rate.report"
+PAGE = pages.ROOT / "docs" / "sgq.md"
 
 RESULTS = Path(__file__).parents[1] / "results" / "rate.json"
 _FIGURES = Path(__file__).parents[2] / "docs" / "figures"
@@ -36,12 +42,6 @@ _RANGES = {  # of the plots: title, bits, decibels
 _Rows = Sequence[Mapping[str, Any]]
 
 
-def table(header: Sequence[str], lines: Iterator[Sequence[str]]) -> str:
-    """Markdown of a table."""
-    written = [" | ".join(cells) for cells in (header, ["---"] * len(header), *lines)]
-    return "\n".join(f"| {line} |" for line in written)
-
-
 def _default(rows: _Rows) -> str:
     """What the default codec comes to at every cut."""
     header = ["cut", "test accuracy", "zeros", "bits", "ratio", "SNR", "agreement", "state",
@@ -62,7 +62,7 @@ def _default(rows: _Rows) -> str:
                 f"{32 / early['bits']:.1f}x, {early['snr_db']:.1f} dB",
             ]
 
-    return table(header, lines())
+    return pages.table(header, lines())
 
 
 def _rounding(rows: _Rows) -> str:
@@ -76,7 +76,7 @@ def _rounding(rows: _Rows) -> str:
 
     labels = list(rows[0]["rounding"])
     lines = ([label, *(cell(row["rounding"][label]) for row in rows)] for label in labels)
-    return table(["rounding", *map(_named, rows)], lines)
+    return pages.table(["rounding", *map(_named, rows)], lines)
 
 
 def _bd(rows: _Rows) -> str:
@@ -95,7 +95,7 @@ def _bd(rows: _Rows) -> str:
         [_named(row), *(_percent(row["bd"][k]) for k in rivals), f"{row['repeated']:.0%}"]
         for row in rows
     )
-    return table(["cut", *rivals.values(), "repeated"], lines)
+    return pages.table(["cut", *rivals.values(), "repeated"], lines)
 
 
 def _codecs(rows: _Rows) -> str:
@@ -120,7 +120,7 @@ def _codecs(rows: _Rows) -> str:
         [_setting(codec, setting), *(cell(_point(row, codec, setting)) for row in rows)]
         for codec, setting in shown
     )
-    return table(["codec", *map(_named, rows)], lines)
+    return pages.table(["codec", *map(_named, rows)], lines)
 
 
 def _setting(codec: str, setting: float) -> str:
@@ -149,7 +149,7 @@ def _gradients(rows: _Rows) -> str:
 
     header = ["cut", *steps, "features alone, without / with mask"]
     header += ["solved, masked, after finer features", "closed form, masked, after finer"]
-    return table(header, (line(row, when) for row in rows for when in row["gradients"]))
+    return pages.table(header, (line(row, when) for row in rows for when in row["gradients"]))
 
 
 def _ablation(rows: _Rows) -> str:
@@ -160,7 +160,7 @@ def _ablation(rows: _Rows) -> str:
         return f"{_percent(found['order 0'])} / {_percent(found['zstd'])}"
 
     lines = ([variant, *(cell(row["ablation"][variant]) for row in rows)] for variant in variants)
-    return table(["BD-rate against order 0 / zstd", *map(_named, rows)], lines)
+    return pages.table(["BD-rate against order 0 / zstd", *map(_named, rows)], lines)
 
 
 TABLES: Mapping[str, Callable[[_Rows], str]] = {
@@ -223,17 +223,23 @@ def _drawn(axes: Any, codecs: Mapping[str, Sequence[Mapping[str, float]]]) -> No
     axes.xaxis.set_major_formatter(imported("matplotlib.ticker").FormatStrFormatter("%g"))
 
 
-def main() -> int:
-    """Writes the plots and prints the tables."""
+def stale(check: bool) -> list[Path]:
+    """The pages that are stale; unless `check`, they are written, and the plots too."""
     rows = json.loads(RESULTS.read_text())["rows"]
-    for make in TABLES.values():
-        print(make(rows), end="\n\n")
-    _FIGURES.mkdir(parents=True, exist_ok=True)
-    for case in dict.fromkeys(row["case"] for row in rows):
-        figure = plotted([row for row in rows if row["case"] == case])
-        figure.savefig(_FIGURES / f"rate_{case}.png", dpi=80, metadata={"Software": None})
-    return 0
+    if not check:
+        _FIGURES.mkdir(parents=True, exist_ok=True)
+        for case in dict.fromkeys(row["case"] for row in rows):
+            figure = plotted([row for row in rows if row["case"] == case])
+            path = _FIGURES / f"rate_{case}.png"
+            figure.savefig(path, dpi=80, metadata={"Software": None})
+    parts = {name: make(rows) for name, make in TABLES.items()}
+    return pages.updated({PAGE: parts}, COMMAND, check=check)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes tables and plots, or says whether the tables are stale; returns the exit code."""
+    return pages.main(stale, COMMAND, __doc__ or "", argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
