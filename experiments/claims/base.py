@@ -50,6 +50,13 @@ class Evidence:
         """A record of ``benchmarks/results``; raises `NotRun` where there is none."""
         return self._read(self.root / "benchmarks" / "results" / f"{name}.json")
 
+    def benchmark_if_run(self, name: str) -> Record | None:
+        """A record of ``benchmarks/results``, None where there is none."""
+        try:
+            return self.benchmark(name)
+        except NotRun:
+            return None
+
     def experiment(self, name: str) -> Record:
         """A record of ``experiments/results``; raises `NotRun` where there is none."""
         return self._read(self.root / "experiments" / "results" / f"{name}.json")
