@@ -12,12 +12,10 @@ from experiments.claims.base import (
     spread,
     untestable,
 )
-from experiments.doc_tables import interval, within
+from experiments.doc_tables import SPEED, TRAFFIC, interval, within
 
 __all__ = ["CLAIMS"]
 
-TRAFFIC = 15.97  # times less, "up to": abstract
-SPEED = 9.22  # times as many images per second, "up to": abstract
 _POINTS = 0.5  # of accuracy
 _COSINE = 0.98  # of the device's gradient with float32's
 _SEEN = 0.01  # of the bytes: what similarity has to be worth to be seen
