@@ -24,7 +24,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-full lint format bench notebooks docs clean
+.PHONY: help setup demo test test-full lint format bench report notebooks docs clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,11 @@ format: $(READY) ## let ruff repair what it can
 bench: $(READY) ## the benchmark CASE (default int8); numbers go to out/bench
 	@mkdir -p out/bench
 	$(BIN)/python -m benchmarks $(CASE) --json out/bench/$(CASE).json
+
+report: $(READY) ## write README, docs and the claims anew from committed results
+	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python -m benchmarks.rate.report
+	$(BIN)/python -m experiments report
 
 notebooks: $(VENV)/.ready-notebooks ## execute every notebook, keep no output
 	@test -n "$(NOTEBOOKS)" || { echo "no notebooks found in notebooks/" >&2; exit 1; }
