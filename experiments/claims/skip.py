@@ -218,8 +218,8 @@ CLAIMS = (
         "PASS",
         "Faster processing.",
         _THESIS,
-        f"Holds on the clip (exact, threshold) and in a fold or run of the tasks where it is {FASTER}x as "
-        "fast as dense.",
+        f"Holds on the clip (exact, threshold) and in a run of the tasks where it is {FASTER}x "
+        "as fast as dense.",
         _faster,
         (_OUTCOMES, _TASKS),
     ),
@@ -257,8 +257,8 @@ CLAIMS = (
         "PASS",
         "The model's quality is kept.",
         "abstracts (pass.md A): “without degrading model accuracy”; no figure is known",
-        f"Holds in a fold that loses no more than {_POINTS:g} point of F1 or MOTA, and on the clip with an "
-        f"error within {_ERROR:.0%}.",
+        f"Holds in a run that loses no more than {_POINTS:g} point of F1 or MOTA, and on the clip "
+        f"with an error within {_ERROR:.0%}.",
         _quality,
         (_TASKS, _OUTCOMES),
     ),
