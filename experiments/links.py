@@ -37,6 +37,7 @@ import flax.serialization
 
 from experiments import split, split_scores
 from experiments.errors import UserError
+from experiments.measure import environment
 from experiments.results import once, plain, write
 from experiments.summary import Difference, difference
 from tinyjax.collab import parse_link
@@ -228,9 +229,7 @@ def accuracy(config: Config, out: Path, command: str = "", seeds: int = _SEEDS) 
         for codec in _LEARNED
     }
     arms = [_arm(codec, runs, range(seeds)) for codec in _LEARNED]
-    write(
-        out / "summary.json", {"command": command, "config": _shared(config), "arms": plain(arms)}
-    )
+    write(out / "summary.json", {**_about(command, config), "arms": plain(arms)})
     return arms
 
 
@@ -249,6 +248,11 @@ def _arm(codec: str, runs: dict[tuple[str, int], Any], seeds: Sequence[int]) -> 
         min(each["cosine"] for each in found),
         min(each["cosine_at_start"] for each in found),
     )
+
+
+def _about(command: str, config: Config) -> dict[str, Any]:
+    """What a summary says of all its runs."""
+    return {"command": command, "config": _shared(config), "environment": environment()}
 
 
 def _shared(config: Config) -> dict[str, Any]:
@@ -305,8 +309,7 @@ def link(
         text = f"{8e-6 * rate:.4f}Mbit/s"
         runs = {codec: get(codec, text) for codec in codecs}
         found += [speed(codec, text, free, runs, config.batch) for codec in codecs]
-    content = {"command": command, "config": _shared(config), "free": free, "links": plain(found)}
-    write(out / "summary.json", content)
+    write(out / "summary.json", {**_about(command, config), "free": free, "links": plain(found)})
     return found
 
 

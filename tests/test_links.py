@@ -65,6 +65,7 @@ def test_codecs_are_compared_seed_by_seed(tmp_path, monkeypatch):
     assert arms["sgq_entropy"].down_ratio == pytest.approx(10)
     summary = read(tmp_path / "summary.json")
     assert summary["config"]["limit"] == links.ACCURACY.limit
+    assert summary["environment"]["cores"]
     assert len(summary["arms"]) == len(arms)
     assert tables.split_accuracy(list(arms.values())).row_count == len(arms)
 
