@@ -154,6 +154,20 @@ UNDER = {
             f"{HERE}::test_a_camera_for_each_device", "a camera per device, `check_vma=False`"
         ),
     },
+    "delta_uplink": {
+        "jit": Works(f"{HERE}::test_an_uplink_is_the_same_everywhere"),
+        "vmap": Works(
+            f"{HERE}::test_an_uplink_is_the_same_everywhere",
+            "an uplink per camera; its codes are packed one by one",
+        ),
+        "grad": Refused("grad of delta_uplink", "an uplink was differentiated"),
+        "scan": Works(f"{HERE}::test_an_uplink_is_the_same_everywhere"),
+        "remat": Refused("remat of delta_uplink", "an uplink was differentiated"),
+        "shard_map": Works(
+            f"{HERE}::test_an_uplink_is_the_same_everywhere",
+            "a camera per device, `check_vma=False`",
+        ),
+    },
 }
 CALLS = ("jit", "vmap", "grad", "scan", "remat", "shard_map")
 
@@ -254,6 +268,14 @@ def gradient(wrap):
     return lambda: jax.grad(loss)(weights())
 
 
+def gradient_of_uplink(wrap):
+    """Of what the device holds after a difference, by the features."""
+    uplink, x = delta_uplink(), jnp.ones((1, 4, 4, 2))
+    state, _ = uplink.key(uplink.init(x), x)
+    loss = wrap(lambda x: sgq_decode(uplink.delta(state, x)[0].features).sum())
+    return lambda: jax.grad(loss)(x)
+
+
 REFUSALS = {
     "int8 around sgq": through(chain(int8_qat(), CUT)),
     "pass_skip around dynamic int8": lambda: rewrite(
@@ -263,6 +285,8 @@ REFUSALS = {
     "sgq around pass_skip": lambda: chain(send(sgq()), SKIP),
     "grad of int8_frozen": gradient(lambda f: f),
     "remat of int8_frozen": gradient(jax.checkpoint),
+    "grad of delta_uplink": gradient_of_uplink(lambda f: f),
+    "remat of delta_uplink": gradient_of_uplink(jax.checkpoint),
 }
 
 
@@ -424,6 +448,47 @@ def test_a_camera_for_each_device(rng):
         np.testing.assert_allclose(outs[i], want, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(active[i], cells)
     assert not active.all()
+
+
+def test_an_uplink_is_the_same_everywhere(rng):
+    """Two cameras of four frames: in a loop, scan, vmap and shard_map, either end."""
+    uplink = delta_uplink(cell=2)
+    clips = jnp.asarray(np.cumsum(rng.random((2, 4, 1, 5, 6, 3)) > 0.9, axis=1), jnp.float32)
+
+    def frame(ends, x):
+        device, cloud = ends
+        device, code = uplink.delta(device, x)
+        cloud, valid = uplink.receive(cloud, code)
+        return (device, cloud), (code, valid)
+
+    @jax.jit
+    def begun(x):
+        device, _ = uplink.key(uplink.init(x), x)
+        return device, device  # as the cloud's end after a key frame
+
+    camera = lambda ends, clip: lax.scan(frame, ends, clip)
+    starts, loops, next_of = [], [], jax.jit(frame)
+    for clip in clips:
+        ends, out = begun(clip[0]), []
+        starts.append(ends)
+        for x in clip[1:]:
+            ends, one = next_of(ends, x)
+            out.append(one)
+        loops.append((ends, jax.tree.map(lambda *a: jnp.stack(a), *out)))
+    starts, want = (jax.tree.map(lambda *a: jnp.stack(a), *many) for many in (starts, loops))
+    one_of = lambda many: jax.tree.map(lambda a: a[0], many)
+    over = jax.shard_map(
+        lambda ends, clips: jax.tree.map(lambda a: a[None], camera(one_of(ends), clips[0])),
+        mesh=sharded.mesh_of(),
+        in_specs=(sharded.BATCH, sharded.BATCH),
+        out_specs=sharded.BATCH,
+        check_vma=False,  # as above
+    )
+    for function in (jax.vmap(camera), over):
+        jax.tree.map(np.testing.assert_array_equal, jax.jit(function)(starts, clips[:, 1:]), want)
+    (device, cloud), (_, valid) = want
+    jax.tree.map(np.testing.assert_array_equal, cloud, device)
+    assert valid.all()
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def delta_uplink(
 
     Raises:
       ValueError: if a setting is out of range; on use, if features or a code are of another shape,
-        dtype or setting than the state.
+        dtype or setting than the state, or ``key`` or ``delta`` is differentiated.
 
     Example:
       >>> import jax, jax.numpy as jnp, tinyjax
@@ -162,7 +162,7 @@ def delta_uplink(
 
     def key(state: UplinkState, x: Array) -> tuple[UplinkState, KeyCode]:
         _fits(state, x)
-        features: Any = quantizer(x)
+        features: Any = quantizer(_final(x))
         sequence = state.sequence + jnp.uint32(1)
         code = KeyCode(entropy.compress(features, contexts), sequence)
         return UplinkState(features, sequence, jnp.bool_(True)), code
@@ -172,7 +172,7 @@ def delta_uplink(
         before, shape = state.features, tuple(x.shape)
         old = symbols(before).reshape(shape)
         flat, known = (
-            x.astype(jnp.float32).reshape(-1, shape[-1]),
+            _final(x).astype(jnp.float32).reshape(-1, shape[-1]),
             (before.scale, before.zero_point),
         )
         q, scale = step_codes(flat, *known, bits, offset=offset, exact=exact)
@@ -242,6 +242,21 @@ def _fits(state: UplinkState, x: Array) -> None:
             f"features {x.dtype.name} {list(x.shape)} came to an uplink of {known.dtype} "
             f"{list(known.shape)}: begin again with init"
         )
+
+
+@jax.custom_jvp
+def _final(x: Array) -> Array:
+    """The features, not to be differentiated: gradients of codes would be 0, unseen."""
+    return x
+
+
+@_final.defjvp
+def _refused(*ignored: Any) -> Any:
+    del ignored
+    raise ValueError(
+        "an uplink was differentiated, and codes have no derivative: train through "
+        "link(sgq(), x, key), or give the gradient that comes back to the vjp of what made x"
+    )
 
 
 def _agrees(state: UplinkState, code: StepCode | DeltaCode) -> None:

@@ -16,6 +16,8 @@ quantize = jax.jit(
     numerics.step_quantize, static_argnums=1, static_argnames=("step", "offset", "exact")
 )
 
+frozen_codes = jax.jit(numerics.step_codes, static_argnums=3, static_argnames=("offset", "exact"))
+
 
 @jax.jit
 def dequantize(q, scale, centroids):
@@ -37,6 +39,7 @@ def tensor(rng, m, c, kind):
     return x.astype(np.float32)
 
 
+numbers = st.floats(-(2.0**100), 2.0**100, width=32) | st.floats(-4, 4, width=32)
 KINDS = ("relu", "gelu", "signed", "negative", "skewed", "zero")
 
 
@@ -80,6 +83,46 @@ def test_eager_and_jit_and_vmap_agree(rng):
         jax.tree.map(np.testing.assert_array_equal, alone, jax.tree.map(lambda a, i=i: a[i], each))
 
 
+@pytest.mark.parametrize("exact", [False, True], ids=["", "exact"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_at_the_step_of_another_tensor_equal_the_oracle(rng, kind, exact):
+    for bits, shape, offset in ((4, (9, 12), 0.4), (2, (5, 7), 0.5), (8, (11, 1), 0.25)):
+        known, x = tensor(rng, *shape, "signed"), tensor(rng, *shape, kind)
+        x = x.repeat(2, axis=0) * np.float32([[1.0], [40.0]] * len(x))  # some beyond the codes
+        own, scale, zero_point, _ = quantize(known, bits, offset=offset, exact=exact)
+        q, found = frozen_codes(x, scale, zero_point, bits, offset=offset, exact=exact)
+        d = np.asarray(numerics.widened(scale))
+        want = oracle.step_codes(x, d, int(zero_point), bits, offset, exact)
+        np.testing.assert_array_equal(q, want)
+        assert (q.dtype, int(found)) == (jnp.uint8, int(scale))
+        again, _ = frozen_codes(known, scale, zero_point, bits, offset=offset, exact=exact)
+        np.testing.assert_array_equal(again, own)
+
+
+@given(
+    hnp.arrays(np.float32, (2, 3), elements=numbers),
+    st.sampled_from([2.0**-100, 0.37, 1.0, 2.0**60]),
+    st.integers(0, 3),
+    st.booleans(),
+)
+def test_any_numbers_at_any_step(x, d, zero_point, exact):
+    x[np.abs(x) < 2.0**-126] = 0
+    d = oracle.round_up(d)
+    scale = jnp.uint16(np.float32(d).view(np.uint32) >> 16)
+    q, found = frozen_codes(x, scale, jnp.uint8(zero_point), 2, exact=exact)
+    np.testing.assert_array_equal(q, oracle.step_codes(x, d, zero_point, 2, exact=exact))
+    assert int(found) == int(scale)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -(2.0**112)])
+def test_no_number_at_the_step_of_another_tensor(rng, bad):
+    x = tensor(rng, 5, 6, "signed")
+    _, scale, zero_point, _ = quantize(x, 4)
+    for one, before in ((x, jnp.uint16(0x7FC0)), (np.where(x == x[2, 3], bad, x), scale)):
+        _, found = frozen_codes(one.astype(np.float32), before, zero_point, 4)
+        assert int(found) == 0x7FC0
+
+
 @pytest.mark.parametrize("shape", [(600, 64), (1, 33000)])
 def test_centroids_of_large_tensors_are_of_a_sample_that_is_all_over_it(rng, shape):
     x = tensor(rng, *shape, "relu")
@@ -106,9 +149,6 @@ def test_the_sample_is_spread_and_in_step_with_no_width():
     for width in (7, 8, 14, 16, 32):
         count = np.bincount(np.asarray(rows) % width, minlength=width)
         assert count.min() > 0.5 * count.mean()
-
-
-numbers = st.floats(-(2.0**100), 2.0**100, width=32) | st.floats(-4, 4, width=32)
 
 
 @given(hnp.arrays(np.float32, (3, 4), elements=numbers), st.sampled_from([2, 4, 8]), st.booleans())

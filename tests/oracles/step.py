@@ -21,7 +21,9 @@ def step_of(x, step):
 def parts_of(x, d):
     """x / d in 256ths: float32 reciprocal and product, then one rounding to an integer."""
     inverse = F32(1) / F32(d)
-    t = np.clip(F32(x * inverse), F32(-(2**14)), F32(2**14))
+    with np.errstate(over="ignore"):  # at the step of another tensor
+        t = F32(x * inverse)
+    t = np.clip(t, F32(-(2**14)), F32(2**14))
     return int(np.rint(F32(t * F32(256))))
 
 
@@ -56,15 +58,20 @@ def sampled(x):
     return x[rows, :32768]
 
 
+def step_codes(x, d, zero_point, bits, offset=0.4, exact=False):
+    """Codes of x [m, c] at a step and zero point that may be another tensor's."""
+    coded = lambda v: code_of(v, d, offset, exact) + zero_point
+    return np.array([[min(max(coded(v), 0), 2**bits - 1) for v in row] for row in x])
+
+
 def step_quantize(x, d, bits, offset=0.4, exact=False):
     """Codes of x [m, c] at step d, the zero point, and centroids as float16."""
     zero_point = zero_point_of(x, d, bits, offset, exact)
-    levels = 2**bits - 1
-    coded = lambda v: min(max(code_of(v, d, offset, exact) + zero_point, 0), levels)
-    q = np.array([[coded(v) for v in row] for row in x])
+    q = step_codes(x, d, zero_point, bits, offset, exact)
     sums, counts = [0] * 2**bits, [0] * 2**bits
-    for v in sampled(x).ravel():
-        k = coded(v)
+    some = sampled(x)
+    codes = step_codes(some, d, zero_point, bits, offset, exact)
+    for v, k in zip(some.ravel(), codes.ravel().tolist(), strict=True):
         rest = parts_of(v, d) - 256 * (k - zero_point)
         sums[k] += min(max(rest, -4096), 4096)
         counts[k] += 1
