@@ -48,10 +48,10 @@ def sent():
     return q, jax.tree.map(np.asarray, stream)
 
 
-def words_of(state, q, lanes):
+def words_of(state, q, lanes, mask=None):
     """Words and states of the oracle."""
     arrays = (np.asarray(a).tolist() for a in (state.weights, state.edges, state.splits))
-    symbols, contexts = oracle.steps(q, np.asarray(state.sources), *arrays, lanes)
+    symbols, contexts = oracle.steps(q, np.asarray(state.sources), *arrays, lanes, mask)
     whole = [4096] + [0] * (state.frequencies.shape[1] - 1)
     return coder.encode([*state.frequencies.tolist(), None, whole], symbols, contexts)
 
@@ -85,6 +85,42 @@ def test_words_equal_the_oracle(shape, symbols, lanes):
         assert not stream.words[int(stream.count) :].any()
     else:
         assert len(words) + 2 * lanes >= streams.coded_bits(stream) // 16
+
+
+@pytest.mark.parametrize("lanes", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_what_is_not_sent_is_known_and_predicts_the_rest(rng, lanes):
+    state, q = fitted(SHAPE), features(0, SHAPE)
+    for mask in (
+        np.broadcast_to(rng.random(SHAPE[:-1])[..., None] < 0.3, SHAPE),
+        rng.random(SHAPE) < 0.5,
+        np.ones(SHAPE, bool),
+    ):
+        stream = encode(state, jnp.asarray(q), jnp.asarray(mask), lanes=lanes)
+        assert int(stream.mode) == streams.BY_CONTEXT
+        words, ends = words_of(state, q, lanes, mask)
+        assert stream.words[: int(stream.count)].tolist() == words
+        assert stream.states.tolist() == ends
+        known = jnp.asarray(np.where(mask, 15 - q, q))  # it is not looked at where codes are sent
+        decoded, valid = decode(state, stream, SHAPE, jnp.asarray(mask), known)
+        np.testing.assert_array_equal(decoded, q)
+        assert bool(valid)
+        if not mask.all():
+            _, valid = decode(state, stream, SHAPE, jnp.asarray(~mask), known)
+            assert not bool(valid)
+
+
+def test_what_is_not_sent_is_known_in_other_modes_too(rng):
+    state, q = fitted(SHAPE), rng.integers(0, 16, SHAPE).astype(np.uint8)
+    few = rng.random(SHAPE) < 0.6
+    for codes, mask, mode in (
+        (q, np.ones(SHAPE, bool), streams.RAW),
+        (np.where(few, 15, q).astype(np.uint8), few, streams.ORDER0),
+    ):
+        stream = encode(state, jnp.asarray(codes), jnp.asarray(mask), lanes=1)
+        assert int(stream.mode) == mode
+        decoded, valid = decode(state, stream, SHAPE, jnp.asarray(mask), jnp.asarray(codes))
+        np.testing.assert_array_equal(decoded, codes)
+        assert bool(valid)
 
 
 @pytest.mark.slow
@@ -275,6 +311,12 @@ def test_what_is_refused():
     for lanes in (0, 3, -1, 2**14):
         with pytest.raises(ValueError, match="power of two"):
             encode(state, q, lanes=lanes)
+    mask = jnp.ones(SHAPE, bool)
+    with pytest.raises(ValueError, match="mask is int8"):
+        encode(state, q, mask.astype(jnp.int8))
+    for both in ((mask,), (None, q), (mask, q[:1]), (mask, q.astype(jnp.int8))):
+        with pytest.raises(ValueError, match="give both or none"):
+            decode(state, stream, SHAPE, *both)
     with pytest.raises(ValueError, match="words of this stream"):
         decode(state, stream, (4, *SHAPE[1:]))
     with pytest.raises(ValueError, match="words of this stream"):

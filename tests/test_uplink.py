@@ -27,6 +27,7 @@ from tinyjax import (
     sgq,
     sgq_decode,
     sgq_encode,
+    streams,
     wire,
 )
 
@@ -250,7 +251,7 @@ def encoder(params, x):
 
 @pytest.mark.parametrize("size", [24, pytest.param(48, marks=pytest.mark.slow)])
 def test_bytes_follow_what_pass_skip_recomputed(rng, size):
-    """1.3 times the active share of a whole frame, coded likewise with one table, and a header."""
+    """1.3 times the active share of a whole frame, coded with the same contexts, and a header."""
     widths = (3, 16, 24)
     params = [
         jnp.asarray(rng.normal(size=(3, 3, a, b)) / np.sqrt(9 * a / 2), jnp.float32)
@@ -263,7 +264,8 @@ def test_bytes_follow_what_pass_skip_recomputed(rng, size):
     skip = jax.jit(lambda state, x: skipping.apply(state, params, x))
     state = skipping.init(params, jnp.asarray(scene))
     shapes = jax.eval_shape(encoder, params, jnp.asarray(scene))
-    init, key, delta, receive = ends()
+    contexts = entropy.fit(sgq_encode(encoder(params, jnp.asarray(scene))))
+    init, key, delta, receive = compiled(delta_uplink(contexts=contexts))
     device = cloud = init(shapes)
     sent, allowed = [], []
     for t in range(12):
@@ -278,6 +280,7 @@ def test_bytes_follow_what_pass_skip_recomputed(rng, size):
         same_features(cloud, device)
         if not t:
             full = len(data)
+            assert int(code.features.packed.mode) == streams.BY_CONTEXT
             continue
         header = 24 + 4 * 4 + 10 + 4 + -(-np.size(code.cells) // 8)
         active = np.asarray(state.active[-1])
@@ -317,8 +320,19 @@ def test_one_compilation_serves_all_frames_and_cameras_go_side_by_side(rng):
 # --- frames --------------------------------------------------------------------------------------
 
 
+def golden_contexts():
+    """Those of the golden frames: fitted once, as a regression may differ in its last bits."""
+    frame = bytes.fromhex(json.loads(GOLDEN.read_text())["state"]["frame"])
+    return jax.tree.map(jnp.asarray, wire.unpack(frame))
+
+
+@functools.cache
+def with_contexts():
+    return compiled(delta_uplink(cell=2, contexts=golden_contexts()))
+
+
 def transmission():
-    """Golden frames of one device, in order: key, something, nothing, no number."""
+    """Golden frames of one device, in order: key, something, nothing, no number, by contexts."""
     rng = np.random.default_rng(7)
     init, key, delta, _ = ends(cell=2)
     x = rng.integers(0, 5, SHAPE).astype(np.float32)  # nothing that rounds one way or the other
@@ -334,20 +348,43 @@ def transmission():
     yield "no_number", code, state
     state, code = key(state, jnp.asarray(z * 0 + x))
     yield "key_no_number", code, state
+    yield from by_contexts(state)
+
+
+def by_contexts(state):
+    """A key frame of a sort that contexts were fitted to, and a part that is another of it."""
+    _, key, delta, _ = with_contexts()
+    x = smooth(2)
+    y = x.copy()
+    y[:, 2:6, 2:8] = smooth(1)[:, 2:6, 2:8]
+    for name, make, frame in (("key_by_context", key, x), ("new", delta, y)):
+        state, code = make(state, jnp.asarray(frame))
+        yield name, code, state
+
+
+def smooth(seed):
+    """Whole numbers that are alike in all channels, and next to each other."""
+    slopes = np.random.default_rng(seed).integers(0, 2, (2, 1, 1))
+    row, col = np.mgrid[:7, :9]
+    return np.repeat(((slopes[0] * row + col) // 3 % 4)[None, :, :, None], 4, axis=3).astype("f4")
 
 
 def test_golden_frames_are_written_and_read_exactly():
     wanted, reader = json.loads(GOLDEN.read_text()), oracle.Cloud()
-    names = []
+    known, names = bytes.fromhex(wanted["state"]["frame"]), ["state"]
+    assert wire.pack(golden_contexts()) == known
     for name, code, state in transmission():
         names.append(name)
         assert wire.pack(code).hex() == wanted[name]["frame"], name
         back = wire.unpack(bytes.fromhex(wanted[name]["frame"]))
         assert_same(back, jax.device_get(code))
-        assert reader.receive(bytes.fromhex(wanted[name]["frame"]))
+        assert reader.receive(bytes.fromhex(wanted[name]["frame"]), known)
         values = np.frombuffer(bytes.fromhex(wanted[name]["float32"]), "<f4")
         np.testing.assert_array_equal(reader.values().ravel(), values)
         np.testing.assert_array_equal(np.asarray(sgq_decode(state.features)).ravel(), values)
+        if name in ("new", "key_by_context"):
+            stream = code.stream if name == "new" else code.features.packed
+            assert int(stream.mode) == streams.BY_CONTEXT
     assert names == list(wanted)
 
 
@@ -373,11 +410,15 @@ def test_no_mutated_frame_is_accepted_wrong(rng):
     assert found > 0
 
 
-def test_a_mutated_stream_leads_to_the_codes_that_it_names_or_nowhere(rng):
-    (_, first, _), (_, moved, state) = list(transmission())[:2]
-    init, *_, receive = ends(cell=2)
-    start, _ = receive(init(jax.ShapeDtypeStruct(SHAPE, jnp.float32)), first)
-    right, frame = jax.device_get(state.features), wire.pack(moved)
+@pytest.mark.parametrize("name", ["moved", "new"])
+def test_a_mutated_stream_leads_to_the_codes_that_it_names_or_nowhere(rng, name):
+    states, codes = {}, {}
+    for each, codes[each], states[each] in transmission():
+        if each == name:
+            break
+        start = states[each]  # of either end
+    right, frame = jax.device_get(states[name].features), wire.pack(codes[name])
+    *_, receive = with_contexts()  # which reads differences of both sorts
     taken = refused = 0
     for turn in range(400):
         data = MUTATIONS[(0, 4)[turn % 2]](rng, frame, [frame])
@@ -389,11 +430,24 @@ def test_a_mutated_stream_leads_to_the_codes_that_it_names_or_nowhere(rng):
         taken += bool(valid)
         refused += not bool(valid)
         kept = jax.device_get(after.features)
-        if valid and int(code.scale) == int(moved.scale):
-            assert int(code.check) != int(moved.check) or (kept.packed == right.packed).all()
+        if valid and int(code.scale) == int(codes[name].scale):
+            assert int(code.check) != int(codes[name].check) or (kept.packed == right.packed).all()
         if not valid:
             assert_same(kept, jax.device_get(start.features))
     assert refused > 20
+
+
+def test_codes_by_contexts_that_the_cloud_has_not_are_refused():
+    *_, (_, _, start), (_, new, _) = transmission()
+    assert int(new.stream.state) == int(golden_contexts().tag)
+    *_, receive = ends(cell=2)
+    refused, valid = receive(start, wire.unpack(wire.pack(new)))
+    assert not bool(valid)
+    assert not bool(refused.synced)
+    assert_same(jax.device_get(refused.features), jax.device_get(start.features))
+    other = dataclasses.replace(new.stream, state=new.stream.state ^ 1)
+    named = dataclasses.replace(new, stream=other)
+    assert not bool(with_contexts()[3](start, wire.unpack(wire.pack(named)))[1])
 
 
 FIXED = struct.pack("<IIH", 1, 0, 0x3F80)
@@ -419,7 +473,9 @@ def test_the_smallest_frames_are_accepted():
         ({"bits": 3}, "a difference has one sample, a stream and a side of cells"),
         ({"stage": 0}, "a difference has one sample, a stream and a side of cells"),
         ({"flags": 1}, "a difference has one sample, a stream and a side of cells"),
-        ({"state": 1}, "a difference has one sample, a stream and a side of cells|no state"),
+        ({"state": 1}, "it has a state and no stream"),
+        ({"state": 1, "bits": 8}, "no state that it could have"),
+        ({"state": 1, "body": FIXED + b"\1" + RAW}, "does not fit its state"),
         ({"shape": (2, 2, 4, 1)}, "a difference has one sample, a stream and a side of cells"),
         ({"shape": (1, 4, 1)}, "a difference has one sample, a stream and a side of cells"),
         ({"dtype": 3}, "its dtype or shape is none"),
@@ -470,6 +526,8 @@ def test_bad_settings_and_inputs_are_one_sentence(rng):
         (lambda: delta_uplink(cell=True), "cell is True: use an int"),
         (lambda: delta_uplink(bits=3), "bits"),
         (lambda: delta_uplink(step=0.0), "step is 0.0"),
+        (lambda: delta_uplink(bits=2, contexts=golden_contexts()), "for 16 symbols were given"),
+        (lambda: delta_uplink(bits=8, contexts=golden_contexts()), "for 16 symbols were given"),
         (lambda: uplink.init(jnp.ones((2, 4, 4, 3))), "give those of one frame"),
         (lambda: uplink.init(jnp.ones((4, 3))), "give those of one frame"),
         (lambda: uplink.init(jnp.ones((1, 4, 4, 3), jnp.int32)), "int32"),

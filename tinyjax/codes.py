@@ -184,11 +184,11 @@ class DeltaCode:
     """Features of a video's frame as their difference from those before: see ``delta_uplink``.
 
     Attributes:
-      residual: a stream of what has to be added to the codes of the frame before, modulo
-        ``2**bits``, in the cells that are sent.
+      stream: in the cells that are sent, what has to be added to the codes of the frame before,
+        modulo ``2**bits``; or, if it names contexts by its ``state``, the codes themselves.
       cells: bool ``[ceil(h / cell), ceil(w / cell)]``: those in which a code changed.
       scale: uint16 scalar, bits of a bfloat16: the step of the key frame; NaN where a feature is.
-      check: uint32 scalar: the tag of all codes, once the residual is added.
+      check: uint32 scalar: the tag of all codes, sent or not.
       sequence: uint32 scalar: the number of the frame.
       shape: of the features ``[1, h, w, c]``, static.
       bits: of a code, static.
@@ -204,7 +204,7 @@ class DeltaCode:
       ([[False, True], [False, False]], 2)
     """
 
-    residual: Stream
+    stream: Stream
     cells: Array
     scale: Array
     check: Array

@@ -5,9 +5,10 @@ All numbers little-endian::
     sequence u32  check u32  scale u16
     and, if anything changed:
     cells    a bit for each, row by row, low bit first, the last byte filled up with 0
-    stream   as ``tinyjax.stream_frames`` has it; by order 0 or raw
+    stream   as ``tinyjax.stream_frames`` has it
 
-The side of a cell is in the header. What is refused here is what no encoder makes.
+The side of a cell is in the header, and so is the tag of the contexts if codes are sent by them.
+What is refused here is what no encoder makes.
 """
 
 from __future__ import annotations
@@ -45,26 +46,25 @@ def written_delta(code: DeltaCode) -> tuple[Head, list[Any]]:
       >>> head.length, len(body)
       (10, 3)
     """
-    shape = tuple(code.shape)
-    dtype = DTYPES.index(code.dtype)
-    head = Head(DELTA, False, code.bits, dtype, True, 0, code.cell, DELTA_SIZE, shape)
+    shape, cells = tuple(code.shape), np.asarray(code.cells)
+    dtype, state = DTYPES.index(code.dtype), int(code.stream.state) if cells.any() else 0
+    head = Head(DELTA, False, code.bits, dtype, True, state, code.cell, DELTA_SIZE, shape)
     if problem := refusal(head):
         raise ValueError(f"this code has no frame, {problem}: pack what an uplink returned")
-    cells = np.asarray(code.cells)
     if (cells.dtype, cells.shape) != (np.bool_, head.grid):
         raise ValueError(
             f"cells of this code are {cells.dtype} {list(cells.shape)} where its metadata says "
             f"bool {list(head.grid)}: pack each code of a vmap by itself"
         )
-    check_stream(code.residual, head.elements, 2**code.bits)
+    check_stream(code.stream, head.elements, 2**code.bits)
     stream = b""
     if cells.any():
         flags = np.packbits(cells.reshape(-1), bitorder="little").tobytes()
-        stream = flags + written_stream(code.residual)
+        stream = flags + written_stream(code.stream)
         head = head._replace(length=DELTA_SIZE + len(stream))
     fixed = {"sequence": "<u4", "check": "<u4", "scale": "<u2"}
     values = {name: np.asarray(getattr(code, name)).astype(d) for name, d in fixed.items()}
-    if problem := damage(head._replace(length=DELTA_SIZE), values):
+    if problem := damage(head._replace(state=0, length=DELTA_SIZE), values):
         raise ValueError(f"this code has no frame, {problem}: pack what an uplink returned")
     return head, [*values.values(), stream] if stream else list(values.values())
 
@@ -95,12 +95,12 @@ def delta_of(data: bytes, start: int, head: Head, values: dict[str, Any]) -> Del
     count, symbols = math.prod(head.grid), 2**head.bits
     lanes = sparse_lanes(head.elements, symbols)
     cells: Any = np.zeros(head.grid, bool)
-    residual = nothing(head.elements, symbols, lanes)
+    stream = nothing(head.elements, symbols, lanes)
     if "cells" in values:
         flags = np.unpackbits(values.pop("cells"), bitorder="little")[:count]
-        cells, residual = flags.astype(bool).reshape(head.grid), read_stream(data, start, head)
-        demand(data, "" if len(residual.states) == lanes else "since its lanes are others")
+        cells, stream = flags.astype(bool).reshape(head.grid), read_stream(data, start, head)
+        demand(data, "" if len(stream.states) == lanes else "since its lanes are others")
     dtype = DTYPES[head.dtype]
     return DeltaCode(
-        residual, cells, **values, shape=head.shape, bits=head.bits, dtype=dtype, cell=head.groups
+        stream, cells, **values, shape=head.shape, bits=head.bits, dtype=dtype, cell=head.groups
     )

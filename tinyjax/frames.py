@@ -181,7 +181,7 @@ def refusal(head: Head) -> str:
     if head.kind == GRADIENT:
         return "" if (head.bits, groups) == (8, 0) else "since a gradient has 8 bits and no groups"
     if head.kind == DELTA:
-        fixed = (head.flagged, head.compressed, head.state) == (False, True, 0) and groups > 0
+        fixed = (head.flagged, head.compressed) == (False, True) and groups > 0
         fixed = fixed and head.bits in (2, 4, 8) and len(shape) == 4 and shape[0] == 1
         return "" if fixed else "since a difference has one sample, a stream and a side of cells"
     widths = {STEP: (2, 4, 8), GROUPS: (2, 4, 8), GAINS: (3, 4)}
@@ -229,7 +229,7 @@ def _no_difference(head: Head, values: dict[str, np.ndarray]) -> str:
     if not _in_range(values["scale"], STEP):
         return "since a scale is out of range"
     if "cells" not in values:
-        return ""
+        return "since it has a state and no stream" if head.state else ""
     flags = np.unpackbits(values["cells"], bitorder="little")
     count = math.prod(head.grid)
     return "" if flags[:count].any() and not flags[count:].any() else "since its cells are none"

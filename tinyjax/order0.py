@@ -16,7 +16,7 @@ from jax import lax
 
 from tinyjax.choice import by_tables, smallest, steps_of
 from tinyjax.numerics import rans
-from tinyjax.streams import Stream, check_stream, checked_lanes
+from tinyjax.streams import Stream, check_mask, check_stream, checked_lanes
 
 __all__ = ["decode_order0", "encode_order0", "mask_tag", "place_hash"]
 
@@ -50,7 +50,7 @@ def encode_order0(
     """
     if q.dtype not in (jnp.uint8, jnp.int8) or q.size == 0:
         raise ValueError(f"{q.dtype.name} {list(q.shape)} cannot be encoded: use uint8 or int8")
-    _check_mask(mask, q.shape)
+    check_mask(mask, q.shape)
     stream = _encoded(q, mask, symbols, checked_lanes(lanes, q.size, symbols))
     return stream if mask is None else dataclasses.replace(stream, state=mask_tag(mask))
 
@@ -82,7 +82,7 @@ def decode_order0(
       ([[0, -128, 127]], True)
     """
     check_stream(stream, math.prod(shape), jnp.size(stream.table))
-    _check_mask(mask, shape)
+    check_mask(mask, shape)
     if dtype not in ("uint8", "int8"):
         raise ValueError(f"dtype is {dtype!r}: use 'uint8' or 'int8'")
     named = True
@@ -152,10 +152,3 @@ def _context(mask: Array | None, size: int, lanes: int) -> Array:
 
 def _no_tables(symbols: int) -> Array:
     return jnp.zeros((0, symbols), jnp.uint32)
-
-
-def _check_mask(mask: Array | None, shape: tuple[int, ...]) -> None:
-    if mask is not None and (mask.dtype, mask.shape) != (jnp.bool_, tuple(shape)):
-        raise ValueError(
-            f"mask is {mask.dtype.name} {list(mask.shape)}: give bool {list(shape)}, as the codes"
-        )

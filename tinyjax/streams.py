@@ -28,6 +28,7 @@ __all__ = [
     "RAW",
     "Stream",
     "carried_bits",
+    "check_mask",
     "check_stream",
     "checked_lanes",
     "coded_bits",
@@ -221,6 +222,22 @@ def check_stream(stream: Stream, elements: int, symbols: int) -> None:
                 f"codes of {symbols} symbols need {jnp.dtype(dtype).name} {list(shape)}: decode to "
                 "the shape that was encoded"
             )
+
+
+def check_mask(mask: Array | None, shape: tuple[int, ...]) -> None:
+    """Refuses a mask that is not for codes of this shape.
+
+    Raises:
+      ValueError: if it is there and of another shape or dtype than bool.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> check_mask(jnp.ones(3, bool), (3,))
+    """
+    if mask is not None and (mask.dtype, mask.shape) != (jnp.bool_, tuple(shape)):
+        raise ValueError(
+            f"mask is {mask.dtype.name} {list(mask.shape)}: give bool {list(shape)}, as the codes"
+        )
 
 
 def raw_bits(symbols: int) -> int:

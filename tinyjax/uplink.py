@@ -12,8 +12,10 @@ moved without leaving its code is not sent either, and does not add up: codes ar
 the present features.
 
 The residual is coded with one table, made from it: nearly all of it is 0. (A table for each old
-code took 2 to 8 % less of it on the bundled clip, and the tables would have to be sent; contexts
-over space have no neighbours in sparse cells.) Frames are numbered and carry a tag of the codes
+code took 2 to 8 % less of it on the bundled clip, and the tables would have to be sent.) Where what
+was there before says little of what is there now, it is larger than the codes themselves: with
+contexts, these are coded by them instead if that is smaller, their neighbours that are not sent
+being known at either end. Frames are numbered and carry a tag of the codes
 that they lead to. After a lost frame, or one of another sender, all are refused until the next key
 frame: nothing is approximated unseen.
 
@@ -38,10 +40,10 @@ from tinyjax import entropy
 from tinyjax.base import Array
 from tinyjax.codes import DeltaCode, KeyCode, StepCode
 from tinyjax.contexts import State
+from tinyjax.delta_streams import changed_cells, chosen, code_tag, coded_delta, decoded_delta
 from tinyjax.numerics import pack_bits, step_codes
-from tinyjax.numerics.patches import spread, tiles
-from tinyjax.order0 import decode_order0, encode_order0, mask_tag, place_hash
-from tinyjax.streams import Stream, nothing, sparse_lanes
+from tinyjax.numerics.patches import tiles
+from tinyjax.streams import Stream
 from tinyjax.transforms.quantizers import global_step, symbols
 
 __all__ = ["Uplink", "UplinkState", "delta_uplink"]
@@ -116,8 +118,8 @@ def delta_uplink(
       offset: likewise.
       exact: likewise: a gradient may be masked by ``state.features``.
       cell: side of the cells that are sent, in positions of the features.
-      contexts: from :func:`tinyjax.entropy.fit`, for key frames; both ends need the same. None
-        codes them with one table of their own.
+      contexts: from :func:`tinyjax.entropy.fit`; both ends need the same. None codes every frame
+        with one table of its own.
 
     Returns:
       Both ends. Features are ``[1, h, w, c]`` in float32, float16 or bfloat16.
@@ -148,6 +150,11 @@ def delta_uplink(
     quantizer = global_step(step=step, bits=bits, offset=offset, exact=exact)
     if isinstance(cell, bool) or not isinstance(cell, int) or not 1 <= cell < 2**16:
         raise ValueError(f"cell is {cell!r}: use an int from 1 up to 65535")
+    if contexts is not None and contexts.frequencies.shape[1] != 2**bits:
+        raise ValueError(
+            f"contexts for {contexts.frequencies.shape[1]} symbols were given to an uplink of "
+            f"{bits} bits: fit them to such codes, or give none"
+        )
 
     def init(x: Any) -> UplinkState:
         if len(x.shape) != 4 or x.shape[0] != 1:
@@ -178,12 +185,14 @@ def delta_uplink(
         q, scale = step_codes(flat, *known, bits, offset=offset, exact=exact)
         q = q.reshape(shape)
         residual = (q - old) & jnp.uint8(2**bits - 1)
-        cells = _any_of(residual[0].any(axis=2), cell)
-        coded = _coded(residual, cells, cell, bits)
+        cells = changed_cells(residual, cell)
+        coded = coded_delta(q, residual, cells, cell, bits, contexts)
         packed = pack_bits(q.reshape(flat.shape), bits)
         features = dataclasses.replace(before, packed=packed, scale=scale)
         sequence = state.sequence + jnp.uint32(1)
-        code = DeltaCode(coded, cells, scale, _tag(q), sequence, shape, bits, before.dtype, cell)
+        code = DeltaCode(
+            coded, cells, scale, code_tag(q), sequence, shape, bits, before.dtype, cell
+        )
         return UplinkState(features, sequence, state.synced), code
 
     def receive(state: UplinkState, code: KeyCode | DeltaCode) -> tuple[UplinkState, Array]:
@@ -193,7 +202,7 @@ def delta_uplink(
             raise ValueError(
                 f"an uplink received {type(code).__name__}: give it what key or delta returned"
             )
-        return _advanced(state, code, cell)
+        return _advanced(state, code, cell, contexts)
 
     return Uplink(init, key, delta, receive)
 
@@ -205,11 +214,13 @@ def _begun(state: UplinkState, code: KeyCode, contexts: State | None) -> tuple[U
     if isinstance(features.packed, Stream):
         features, valid = entropy.expand(features, contexts)
     new = UplinkState(features, jnp.asarray(code.sequence), jnp.bool_(True))
-    kept = jax.tree.map(lambda a, b: jnp.where(valid, a, b), new, state)
+    kept = chosen(valid, new, state)
     return kept._replace(synced=valid), valid
 
 
-def _advanced(state: UplinkState, code: DeltaCode, cell: int) -> tuple[UplinkState, Array]:
+def _advanced(
+    state: UplinkState, code: DeltaCode, cell: int, contexts: State | None
+) -> tuple[UplinkState, Array]:
     """The state after a difference, if it is the next one and leads to the codes that it says."""
     before, shape = state.features, code.shape
     _agrees(state, code)
@@ -218,19 +229,18 @@ def _advanced(state: UplinkState, code: DeltaCode, cell: int) -> tuple[UplinkSta
             f"an uplink with cells of {cell} received one of {code.cell}: make both ends alike"
         )
     cells, scale = jnp.asarray(code.cells), jnp.asarray(code.scale)
-    mask, none = _mask(cells, cell, shape), ~cells.any()
-    named = dataclasses.replace(code.residual, state=mask_tag(mask))
-    residual, whole = decode_order0(named, shape, "uint8", mask)
-    residual = jnp.where(none, jnp.uint8(0), residual)
-    q = (symbols(before).reshape(shape) + residual) & jnp.uint8(2**code.bits - 1)
+    none = ~cells.any()
+    old = symbols(before).reshape(shape)
+    q, whole = decoded_delta(code, old, contexts)
+    q = jnp.where(none, old, q)
     ahead = lax.bitcast_convert_type(jnp.asarray(code.sequence) - state.sequence, jnp.int32)
-    sound = (whole | none) & (jnp.asarray(code.check) == _tag(q))
+    sound = (whole | none) & (jnp.asarray(code.check) == code_tag(q))
     sound = sound & ((scale == before.scale) | (scale == jnp.uint16(_NAN)))
     valid = state.synced & (ahead == 1) & sound
     packed = pack_bits(q.reshape(-1, shape[-1]), code.bits)
     features = dataclasses.replace(before, packed=packed, scale=scale)
     new = UplinkState(features, jnp.asarray(code.sequence), state.synced)
-    kept = jax.tree.map(lambda a, b: jnp.where(valid, a, b), new, state)
+    kept = chosen(valid, new, state)
     return kept._replace(synced=state.synced & (valid | (ahead <= 0))), valid
 
 
@@ -267,32 +277,3 @@ def _agrees(state: UplinkState, code: StepCode | DeltaCode) -> None:
             f"an uplink of {known.bits} bits {known.dtype} {list(known.shape)} received "
             f"{code.bits} bits {code.dtype} {list(code.shape)}: make both ends alike"
         )
-
-
-def _any_of(changed: Array, cell: int) -> Array:
-    """The cells in which something changed: bool ``[h, w] -> [rows, cols]``."""
-    rows, cols = tiles(changed.shape, (cell, cell))
-    beyond = [(0, n * cell - size) for n, size in zip((rows, cols), changed.shape, strict=True)]
-    return jnp.pad(changed, beyond).reshape(rows, cell, cols, cell).any(axis=(1, 3))
-
-
-def _mask(cells: Array, cell: int, shape: tuple[int, ...]) -> Array:
-    """Where codes are sent: bool ``[1, h, w, c]``."""
-    places = spread(cells, (cell, cell), (shape[1], shape[2]))
-    return jnp.broadcast_to(places[None, :, :, None], shape)
-
-
-def _coded(residual: Array, cells: Array, cell: int, bits: int) -> Stream:
-    """The stream of a residual; of one form if nothing is sent, as there is none in its frame."""
-    mask, lanes = _mask(cells, cell, residual.shape), sparse_lanes(residual.size, 2**bits)
-    stream = encode_order0(residual, mask, symbols=2**bits, lanes=lanes)
-    # The tag of all codes says more than that of the mask.
-    stream = dataclasses.replace(stream, state=jnp.uint32(0))
-    empty = nothing(residual.size, 2**bits, lanes)
-    return jax.tree.map(lambda a, b: jnp.where(cells.any(), a, jnp.asarray(b)), stream, empty)
-
-
-def _tag(q: Array) -> Array:
-    """The tag of codes: uint32 scalar. Wherever a single one differs, so does the tag."""
-    weight = place_hash(q.size) | jnp.uint32(1)
-    return jnp.sum(weight * q.reshape(-1).astype(jnp.uint32), dtype=jnp.uint32)

@@ -7,10 +7,12 @@ import numpy as np
 NO_CODE = 127  # the table after the 126 contexts and the one of order 0
 
 
-def steps(q, sources, weights, edges, splits, lanes):
-    """Symbols and contexts, each [steps][lanes], of codes [n, *space, c]."""
+def steps(q, sources, weights, edges, splits, lanes, mask=None):
+    """Symbols and contexts, each [steps][lanes], of codes [n, *space, c], or those of a mask."""
     n, *space, c = q.shape
     h, w = ([1, 1, *space])[-2:]
+    mask = np.ones(q.shape, bool) if mask is None else mask
+    mask = mask.reshape(n * math.prod(space[:-2]), h, w, c)
     q = q.reshape(n * math.prod(space[:-2]), h, w, c).astype(np.int64)
     size = -(-c // 8)
     symbols, contexts = [], []
@@ -18,7 +20,7 @@ def steps(q, sources, weights, edges, splits, lanes):
         for phase in range(3):
             row = [
                 _pixel(q, i, y, x, k, phase, sources, weights, edges, splits)
-                if k < c
+                if k < c and mask[i, y, x, k]
                 else (0, NO_CODE)
                 for k in range(first, first + size)
                 for parity in ([(0, 0)], [(1, 1)], [(0, 1), (1, 0)])[phase]

@@ -17,21 +17,22 @@ class Cloud:
         sequence = int(body.take("u4"))
         if head["kind"] == 5:
             inner, features = wire.opened(body.data[body.place :])
-            self.q, self.scale, self.zero_point, self.centroids = wire.codes(inner, features, state)
+            known = wire.codes(inner, features, state if inner["state"] else None)
+            self.q, self.scale, self.zero_point, self.centroids = known
             self.sequence, self.synced, self.dtype = sequence, True, inner["dtype"]
             return True
         ahead = (sequence - self.sequence) % 2**32
         if ahead == 0 or ahead >= 2**31:
             return False
-        self.synced = self.synced and ahead == 1 and self.advance(head, body)
+        self.synced = self.synced and ahead == 1 and self.advance(head, body, state)
         return self.synced
 
-    def advance(self, head, body):
-        """Adds a difference to the codes, if that leads where it should."""
+    def advance(self, head, body, state):
+        """The codes after a difference, if it leads where it should."""
         check, scale = int(body.take("u4")), body.take("u2")
         if scale not in (self.scale, 0x7FC0):
             return False
-        q = (self.q + residual(head, body)) % 2 ** head["bits"]
+        q = after(self.q, head, body, state)
         if tag(q) != check:
             return False
         self.q, self.scale, self.sequence = q, scale, self.sequence + 1
@@ -42,16 +43,18 @@ class Cloud:
         return wire.rounded(self.centroids[self.q] * wire.wide(self.scale), self.dtype)
 
 
-def residual(head, body):
-    """What is added to the codes, 0 in cells that are not sent."""
+def after(q, head, body, state):
+    """The codes once those that are sent have changed."""
     shape, side = head["shape"], head["groups"]
     if body.place == len(body.data):
-        return np.zeros(shape, int)
+        return q
     rows, cols = (-(-n // side) for n in shape[1:3])
     flags = np.unpackbits(body.take("u1", -(-rows * cols // 8)), bitorder="little")
     sent = [[flags[i // side * cols + j // side] for j in range(shape[2])] for i in range(shape[1])]
     mask = np.broadcast_to(np.array(sent, bool)[None, :, :, None], shape)
-    return wire.streamed(head, body, None, mask).astype(int)
+    if head["state"]:
+        return wire.streamed(head, body, state, mask, q)
+    return (q + wire.streamed(head, body, None, mask).astype(int)) % 2 ** head["bits"]
 
 
 def tag(q):

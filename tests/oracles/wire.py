@@ -121,8 +121,8 @@ def tag_of(mask):
     return total % 2**32 | 1
 
 
-def streamed(head, body, state, mask):
-    """Codes of a stream, of the shape of the frame."""
+def streamed(head, body, state, mask, known=None):
+    """Codes of a stream, of the shape of the frame; by a state, with those that are known."""
     shape, size, b = head["shape"], math.prod(head["shape"]), head["bits"]
     mode, lanes = int(body.take("u1")), 1 << int(body.take("u1"))
     if mode == 2:
@@ -143,7 +143,7 @@ def streamed(head, body, state, mask):
     if head["kind"] == 2 and head["flags"]:
         assert head["state"] == tag_of(mask)
     if state is not None:
-        q = by_state(coder, table, state, shape, head["state"])
+        q = by_state(coder, table, state, shape, head["state"], mask, known)
     else:
         where = np.ones(size, bool) if mask is None else mask.reshape(-1)
         q = np.zeros(size, int)
@@ -181,7 +181,7 @@ class Coder:
         return found
 
 
-def by_state(coder, table, state, shape, tag):
+def by_state(coder, table, state, shape, tag, mask, known):
     """Codes in the order of rounds and phases, by the tables of a state or by one for all."""
     head, body = opened(state)
     assert head["kind"] == 3
@@ -192,7 +192,12 @@ def by_state(coder, table, state, shape, tag):
     tables = body.take("u2", 126, symbols)
     n, *space, _ = shape
     h, w = ([1, 1, *space])[-2:]
-    q = np.zeros((n * math.prod(space[:-2]), h, w, c), np.int64)
+    planes = (n * math.prod(space[:-2]), h, w, c)
+    q = np.zeros(planes, np.int64)
+    sent = np.ones(planes, bool)
+    if mask is not None:
+        sent = mask.reshape(planes)
+        q[~sent] = known.reshape(planes)[~sent]
     size, lanes = -(-c // 8), len(coder.states)
     for first in range(0, c, size):
         for phase in range(3):
@@ -206,7 +211,7 @@ def by_state(coder, table, state, shape, tag):
             ]
             chosen = [
                 None
-                if pixel[3] >= c
+                if pixel[3] >= c or not sent[pixel]
                 else table
                 if table is not None
                 else tables[lattice.context(q, *pixel, phase, sources, weights, edges, splits)]
@@ -215,7 +220,7 @@ def by_state(coder, table, state, shape, tag):
             for start in range(0, len(pixels), lanes):
                 row = coder.step(chosen[start : start + lanes])
                 for pixel, symbol in zip(pixels[start : start + lanes], row, strict=True):
-                    if pixel[3] < c:
+                    if pixel[3] < c and sent[pixel]:
                         q[pixel] = symbol
     return q.reshape(shape)
 

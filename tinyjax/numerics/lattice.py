@@ -9,6 +9,7 @@ Beyond the edge everything is 0; nothing is padded, so odd sizes take no more ro
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,8 @@ __all__ = [
     "joined",
     "neighbour_sums",
     "own_sums",
+    "part_sizes",
+    "parts_of",
     "phases",
     "plane_shape",
     "split",
@@ -140,6 +143,34 @@ def phases(parts: Parts) -> tuple[Array, Array, Array]:
     """
     ee, oo, eo, oe = (flat(part) for part in parts)
     return ee, oo, jnp.concatenate([eo, oe], axis=1)
+
+
+def part_sizes(h: int, w: int) -> list[tuple[int, int]]:
+    """Rows and columns of each of the parts of planes.
+
+    Example:
+      >>> part_sizes(3, 5)
+      [(2, 3), (1, 2), (2, 2), (1, 3)]
+    """
+    rows, columns = h // 2, w // 2
+    return [(h - rows, w - columns), (rows, columns), (h - rows, columns), (rows, w - columns)]
+
+
+def parts_of(pixels: Sequence[Array], shape: tuple[int, ...]) -> Parts:
+    """The parts of planes of this shape ``[c, n, h, w]``, from the pixels of each phase.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> planes = jnp.arange(15).reshape(1, 1, 3, 5)
+      >>> bool((joined(parts_of(phases(split(planes)), planes.shape)) == planes).all())
+      True
+    """
+    c, n, h, w = shape
+    ee, oo, rest = pixels
+    sizes = part_sizes(h, w)
+    cut = n * sizes[2][0] * sizes[2][1]
+    each = (ee, oo, rest[:, :cut], rest[:, cut:])
+    return Parts(*(x.reshape(c, n, *size) for x, size in zip(each, sizes, strict=True)))
 
 
 def flat(part: Array) -> Array:
