@@ -9,7 +9,8 @@ quantizer and lossless coder. Both coders of whole frames have contexts, fitted 
 
 Definitions. *Active* is the share of the last block's cells that were recomputed, *sent* the share
 of positions in the cells that are sent, *ratio* the bytes of differences over active x the bytes of
-the same frames whole. Key frames are not in these rows. The cloud's features are compared with the
+the same frames whole, *largest* that of the worst frame, without its header (54 bytes and a bit for
+each cell). Key frames are not in these rows. The cloud's features are compared with the
 device's bit for bit in every frame. The weights are random: only relative figures mean anything.
 """
 
@@ -41,6 +42,7 @@ from tinyjax import (
 __all__ = ["CONFIGS", "Config", "Results", "markdown", "run", "smoke"]
 
 _ENCODERS = {"resnet": ResNetEncoder, "mobilenet": MobileNetEncoder}
+_HEADER = 24 + 4 * 4 + 10 + 4  # of a difference in which nothing is sent
 _EDGES = (0.0, 0.2, 0.3, 0.45, 1.0)  # of the active share
 
 
@@ -125,9 +127,10 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
             equal = equal and bool(valid) and here.tobytes() == there.tobytes()
             sent = 1.0 if is_key else _share(np.asarray(code.cells), config.cell, x.shape)
             active = float(np.asarray(state.active[-1]).mean())
-            rows.append((is_key, active, sent, len(frame), len(wire.pack(compress(x)))))
+            head = _HEADER if is_key or not sent else _HEADER + -(-code.cells.size // 8)
+            rows.append((is_key, active, sent, len(frame), len(wire.pack(compress(x))), head))
             watch(t + 1, f"{len(frame)} bytes")
-    key_frames, actives, shares, sizes, whole = ([*column] for column in zip(*rows, strict=True))
+    key_frames, actives, shares, sizes, whole, _ = ([*c] for c in zip(*rows, strict=True))
     shape, means = list(device.features.shape), _by_activity(rows)
     return Results(shape, key_frames, actives, shares, sizes, whole, equal, means)
 
@@ -135,12 +138,15 @@ def run(config: Config, out: Path | None = None, follow: Follow = unfollowed) ->
 def markdown(record: Any) -> list[str]:
     """The rows of a table in Markdown, from a record of a run."""
     metrics = record["metrics"]
-    rows = ["| active share | frames | active | sent | bytes a frame | whole frame | ratio |"]
-    rows.append("|---|---|---|---|---|---|---|")
+    rows = [
+        "| active share | frames | active | sent | bytes a frame | whole frame | ratio | largest |"
+    ]
+    rows.append("|---|---|---|---|---|---|---|---|")
     for row in metrics["by_activity"]:
         rows.append(
             f"| {row['from']:g} to {row['to']:g} | {row['frames']} | {row['active']:.2f} | "
-            f"{row['sent']:.3f} | {row['bytes']:.0f} | {row['whole']:.0f} | {row['ratio']:.2f} |"
+            f"{row['sent']:.3f} | {row['bytes']:.0f} | {row['whole']:.0f} | {row['ratio']:.2f} | "
+            f"{row['largest_ratio']:.2f} |"
         )
     return rows
 
@@ -167,7 +173,7 @@ def _by_activity(rows: list[tuple]) -> list[dict[str, float]]:
         # The first span has its lower edge too.
         inside = [r[1:] for r in rows if not r[0] and (low < r[1] <= high or r[1] == low == 0)]
         if inside:
-            active, sent, size, whole = np.asarray(inside).T
+            active, sent, size, whole, _ = np.asarray(inside).T
             found.append(
                 {
                     "from": low,
@@ -178,7 +184,9 @@ def _by_activity(rows: list[tuple]) -> list[dict[str, float]]:
                     "bytes": float(size.mean()),
                     "whole": float(whole.mean()),
                     "ratio": float(size.sum() / (active * whole).sum()),
-                    "largest_ratio": float((size / np.maximum(active * whole, 1)).max()),
+                    "largest_ratio": max(
+                        (s - h) / (a * w) if a else float(s > _HEADER) for a, _, s, w, h in inside
+                    ),
                 }
             )
     return found
