@@ -10,8 +10,9 @@ quantizer and lossless coder. Both coders of whole frames have contexts, fitted 
 Definitions. *Active* is the share of the last block's cells that were recomputed, *sent* the share
 of positions in the cells that are sent, *ratio* the bytes of differences over active x the bytes of
 the same frames whole, *largest* that of the worst frame, without its header (54 bytes and a bit for
-each cell). Key frames are not in these rows. The cloud's features are compared with the
-device's bit for bit in every frame. The weights are random: only relative figures mean anything.
+each cell); both are 0 where nothing was active. Key frames are not in these rows. The cloud's
+features are compared with the device's bit for bit in every frame. The weights are random: only
+relative figures mean anything.
 """
 
 from dataclasses import dataclass, replace
@@ -183,9 +184,9 @@ def _by_activity(rows: list[tuple]) -> list[dict[str, float]]:
                     "sent": float(sent.mean()),
                     "bytes": float(size.mean()),
                     "whole": float(whole.mean()),
-                    "ratio": float(size.sum() / (active * whole).sum()),
+                    "ratio": float(size.sum() / (active * whole).sum()) if active.any() else 0.0,
                     "largest_ratio": max(
-                        (s - h) / (a * w) if a else float(s > _HEADER) for a, _, s, w, h in inside
+                        ((s - h) / (a * w) for a, _, s, w, h in inside if a), default=0.0
                     ),
                 }
             )

@@ -249,7 +249,7 @@ def encoder(params, x):
     return x
 
 
-@pytest.mark.parametrize("size", [24, pytest.param(48, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [24, *(pytest.param(n, marks=pytest.mark.slow) for n in (48, 96))])
 def test_bytes_follow_what_pass_skip_recomputed(rng, size):
     """1.3 times the active share of a whole frame, coded with the same contexts, and a header."""
     widths = (3, 16, 24)
@@ -270,7 +270,7 @@ def test_bytes_follow_what_pass_skip_recomputed(rng, size):
     sent, allowed = [], []
     for t in range(12):
         frame = scene.copy()
-        row, col = 10 + 7 * t, 15 + 13 * t
+        row, col = (10 + 7 * t) % (161 - size), (15 + 13 * t) % (241 - size)
         frame[0, row : row + size, col : col + size] = object_
         out, state = skip(state, jnp.asarray(frame))
         device, code = (delta if t else key)(device, out)
@@ -284,7 +284,7 @@ def test_bytes_follow_what_pass_skip_recomputed(rng, size):
             continue
         header = 24 + 4 * 4 + 10 + 4 + -(-np.size(code.cells) // 8)
         active = np.asarray(state.active[-1])
-        assert 0 < active.sum() < active.size
+        assert active.any()
         sent.append(len(data))
         allowed.append(1.3 * active.mean() * full + header)
     assert all(a <= b for a, b in zip(sent, allowed, strict=True)), (sent, allowed)
