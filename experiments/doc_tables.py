@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from experiments import pages, task_report
+from experiments import pages, task_report, uplink
 from experiments.results import Record
 
 __all__ = ["GAPS", "PAGES", "RESULTS", "SPEED", "TRAFFIC", "arms", "interval", "within"]
@@ -242,6 +242,27 @@ def _task(scene: str) -> Callable[[Path], str]:
     return made
 
 
+def _uplink(name: str) -> Callable[[Path], str]:
+    """What an encoder's features take, and the table by activity."""
+
+    def made(results: Path) -> str:
+        (path,) = (results / "uplink").glob(f"{name}-*.json")
+        record = _read(path)
+        metrics = record["metrics"]
+        frames, sent = zip(metrics["key"], metrics["bytes"], strict=True), sum(metrics["bytes"])
+        key_bytes = sum(size for key, size in frames if key)
+        equal = "in every frame" if metrics["equal"] else "**not** in every frame"
+        said = pages.paragraph(
+            f"**`{name}`**, features {metrics['shape']}, {len(metrics['key'])} frames of which "
+            f"{sum(metrics['key'])} are key frames: {sum(metrics['whole']) / sent:.1f} times fewer "
+            f"bytes than all frames whole; key frames are {key_bytes / sent:.0%} of what is sent.",
+            f"The cloud's features were the device's {equal}.",
+        )
+        return "\n".join([said, "", *uplink.markdown(record)])
+
+    return made
+
+
 def _read(path: Path) -> Record:
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -257,4 +278,5 @@ PAGES: Mapping[str, Mapping[str, Callable[[Path], str]]] = {
     },
     "pass.md": {"learned": _learned},
     "pass_tasks.md": {scene: _task(scene) for scene in ("highway", "vtest")},
+    "uplink.md": {name: _uplink(name) for name in uplink.CONFIGS},
 }
