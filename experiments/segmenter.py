@@ -36,6 +36,7 @@ __all__ = [
     "counts",
     "crop_step",
     "f1",
+    "halves",
     "losses",
     "median",
     "scoring",
@@ -62,13 +63,15 @@ class Segmenter(nn.Module):
     blocks: int = 1  # of a stage
     stride: int = 1  # pixels of a logit: 1, 2 or 4
     prior: float | None = None  # logits are about this before training; None: of any size
+    part: str = "whole"  # or "lower", up to the first stage's features, or "upper", from there on
 
     @nn.compact
     def __call__(self, x: Array, train: bool = True) -> Array:
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
         conv = partial(nn.Conv, use_bias=False, kernel_init=_he)
-        x = (x.astype(jnp.float32) - 128.0) / 64.0
-        x = nn.relu(norm()(conv(self.width // 2, (3, 3), (2, 2))(x)))
+        if self.part != "upper":
+            x = (x.astype(jnp.float32) - 128.0) / 64.0
+            x = nn.relu(norm()(conv(self.width // 2, (3, 3), (2, 2))(x)))
         step, logits = 2, jnp.float32(0)
         head = partial(nn.Conv, kernel_init=_he)
         if self.prior is not None:
@@ -76,16 +79,41 @@ class Segmenter(nn.Module):
             head = partial(nn.Conv, kernel_init=_small, bias_init=bias)
         for features in (self.width, 2 * self.width):
             step *= 2
-            for block in range(self.blocks):
+            there = self.part == "upper" and features == self.width
+            for block in range(0 if there else self.blocks):
                 steps = (1, 1) if block else (2, 2)
                 y = nn.relu(norm()(conv(features, (3, 3), steps)(x)))
                 y = norm()(conv(features, (3, 3))(y))
                 if x.shape != y.shape:
                     x = norm()(conv(features, (1, 1), steps)(x))
                 x = nn.relu(x + y)
+            if self.part == "lower":
+                return x
             side = step // self.stride
             logits += _pixels(head(side**2, (1, 1))(x), side)
         return logits
+
+
+def halves(variables: Any, blocks: int = 1) -> tuple[Any, Any]:
+    """What the two parts of a `Segmenter` have of its variables.
+
+    Args:
+      variables: of the whole, ``{"params": {"Conv_0": ...}, ...}``.
+      blocks: of a stage.
+
+    Returns:
+      Of ``part="lower"`` and of ``part="upper"``, whose modules are numbered from 0 again.
+    """
+    first = 2 * blocks + 2  # a stem, two convolutions a block, a projection; as many norms
+    parts: tuple[Any, Any] = ({}, {})
+    for kind, modules in variables.items():
+        for part in parts:
+            part[kind] = {}
+        for name, values in modules.items():
+            module, _, number = name.rpartition("_")
+            above = int(number) >= first
+            parts[above][kind][f"{module}_{int(number) - first * above}"] = values
+    return parts
 
 
 def _pixels(x: Array, side: int) -> Array:
