@@ -32,7 +32,9 @@ _GRIDS = {
     "ablation": ("ablation", "all"),
     "adapt": ("adapt", "mnist"),
     "tasks": ("tasks", "cdnet"),
+    "thesis": ("thesis", "highway"),
 }
+_KEPT = ("tasks", "thesis")  # whose trainings can be kept in a folder of their own
 
 
 @dataclass(frozen=True)
@@ -55,18 +57,21 @@ class Arguments:
         "fidelity",
         "ablation",
         "adapt",
+        "thesis",
         "demo",
     ]
     """octo: train one arm. sgq: train across a cut and without one. pass: skip patches of a video.
     gate: learn when to. outcomes: the same as light, noise and scene change. uplink: send what
     changed. tasks: skip on a task with labels. audit: where int8 is faster on this machine.
     fidelity: int8 gradients next to float32's. ablation: what each part of Octo does, next to
-    rivals. adapt: learn another domain on a device. demo: the methods, with a report. Each writes
-    JSON; ablation, adapt and tasks one per run. report [--check] is a command of its own: it writes
-    the claims and their verdicts from committed results."""
+    rivals. adapt: learn another domain on a device. thesis: all methods at once, a device and a
+    cloud, each switched off in turn. demo: the methods, with a report. Each writes JSON; ablation,
+    adapt, tasks and thesis one per run. report [--check] is a command of its own: it writes the
+    claims and their verdicts from committed results."""
     config: str | None = None
     """Name of the configuration, by default int8 (octo), vgg6 (audit, fidelity), all (ablation),
-    resnet (uplink), mnist (adapt), cdnet (tasks) or sample (others); "?" lists them."""
+    resnet (uplink), mnist (adapt), cdnet (tasks), highway (thesis) or sample (others); "?" lists
+    them."""
     set: tuple[tuple[str, ...], ...] = ()
     """Changes to the configuration, key=value; "?=" lists the keys. Of the demo: part.key=value. A
     model of yours is package.module:Name (octo, audit, pass), data of yours a folder of
@@ -78,7 +83,7 @@ class Arguments:
     out: Path | None = None
     """Folder for the results. Default: out/ and its name."""
     checkpoints: Path | None = None
-    """Of tasks: folder in which trainings stay, to be measured again without being repeated."""
+    """Of tasks and thesis: folder in which trainings stay, to be measured again without another."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -96,8 +101,11 @@ def main(argv: Sequence[str]) -> int:
             tyro.conf.UseAppendAction,
         )
         given = tyro.cli(Arguments, prog="python -m experiments", args=list(argv), config=marks)
-        if given.checkpoints is not None and given.experiment != "tasks":
-            raise UserError(f"--checkpoints is for tasks, not for {given.experiment}: leave it out")
+        if given.checkpoints is not None and given.experiment not in _KEPT:
+            kept = " and ".join(_KEPT)
+            raise UserError(
+                f"--checkpoints is for {kept}, not for {given.experiment}: leave it out"
+            )
         packages = ["rich.progress", "orbax.checkpoint", "matplotlib", "zstandard", "av"]
         for package in packages + ["motmetrics"] * (given.experiment == "tasks"):
             imported(package)  # told now rather than after minutes of training
@@ -162,6 +170,10 @@ def _grid(given: Arguments, command: str) -> None:
 
         task_report.written(records, out)
         shown = task_report.table(records, out)
+    elif given.experiment == "thesis":
+        from experiments import thesis_report
+
+        shown = thesis_report.table(thesis_report.written(out), out)
     else:
         shown = tables.grid(grids.written(records, out), out)
     imported("rich").print(shown)

@@ -10,7 +10,7 @@ from tinyjax.collab.dialing import Dial
 from tinyjax.collab.halves import Lower, Upper
 from tinyjax.collab.learning import compressed
 from tinyjax.collab.ledger import Refused
-from tinyjax.collab.lines import Line, within
+from tinyjax.collab.lines import Answers, Line, within
 from tinyjax.collab.messages import Kind, Message, read, write
 from tinyjax.collab.serving import Server, serve
 from tinyjax.collab.shaping import Link, parse_link
@@ -18,6 +18,7 @@ from tinyjax.collab.tunnel import Traffic
 from tinyjax.collab.ways import Way, Ways, coded, plain
 
 __all__ = [
+    "Answers",
     "Cloud",
     "Credentials",
     "Device",

@@ -5,11 +5,43 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from tinyjax.collab.cloud import Cloud
 from tinyjax.collab.ledger import Busy
 from tinyjax.collab.messages import Kind, Message, read, write
 
-__all__ = ["Line", "within"]
+__all__ = ["Answers", "Line", "within"]
+
+
+class Answers(Protocol):
+    """What answers devices: a :class:`Cloud` in training, or anything else of this form.
+
+    Attributes:
+      devices: how many may talk, numbered from 0.
+      largest: bytes of the largest message that a device has reason to send.
+
+    Example:
+      >>> from tinyjax import collab
+      >>> all(hasattr(collab.Cloud, name) for name in ("hello", "answer"))
+      True
+    """
+
+    devices: int
+    largest: int
+
+    def hello(self, message: Message) -> Message:
+        """The answer to a device's first message on a line.
+
+        Raises:
+          Refused: if it may not go on.
+        """
+        ...
+
+    def answer(self, message: Message, here: Callable[[], bool] = ...) -> Message:
+        """The answer to any later message; ``here`` says whether the device still waits.
+
+        Raises:
+          Refused: if it will never be answered otherwise; the line ends.
+        """
+        ...
 
 
 class Line(Protocol):
@@ -33,7 +65,7 @@ class Line(Protocol):
         """Hangs up."""
 
 
-def within(cloud: Cloud) -> Callable[[], Line]:
+def within(cloud: Answers) -> Callable[[], Line]:
     """Lines to a cloud in the same process, through bytes but without a network.
 
     Args:

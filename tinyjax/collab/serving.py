@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from concurrent import futures
 from typing import Any, Self
 
-from tinyjax.collab.cloud import Cloud
 from tinyjax.collab.credentials import Credentials, is_loopback, name_of, token
 from tinyjax.collab.ledger import Busy, Refused
+from tinyjax.collab.lines import Answers
 from tinyjax.collab.messages import Kind, Message, read, write
 from tinyjax.collab.saving import extra
 
@@ -30,7 +30,7 @@ _LOOK_EVERY = 0.5  # seconds between looks at who has been silent too long
 
 
 def serve(
-    cloud: Cloud,
+    cloud: Answers,
     address: str = "127.0.0.1:0",
     *,
     credentials: Credentials | None = None,
@@ -137,7 +137,7 @@ class Server:
 class _Switchboard:
     """Who is talking, and how long they have been silent."""
 
-    def __init__(self, cloud: Cloud, credentials: Credentials, idle: float) -> None:
+    def __init__(self, cloud: Answers, credentials: Credentials, idle: float) -> None:
         self._cloud, self._credentials, self._idle = cloud, credentials, idle
         self._grpc = extra("grpc")
         self._lock = threading.Lock()
