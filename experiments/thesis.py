@@ -1,4 +1,4 @@
-"""The thesis end to end: a camera that skips, in int8, and sends what changed to a cloud that learns.
+"""The thesis end to end: a camera that skips, in int8, and sends what changed to a cloud.
 
 A network of `experiments.tasks` is cut behind its first stage. The device's half skips patches
 (PASS, ``pass_skip``) and computes in int8 (Octo, ``int8_frozen``; gradients by ``int8_qat`` at the
@@ -15,17 +15,17 @@ Two modes: streaming, in which nothing is learned, and learning with one update 
 a key frame. Labels are the cloud's, which stand for an annotator or a large teacher there; they do
 not cross the link. The device differentiates its half at the input that its features were of.
 
-Definitions. ``device_ms`` of a frame is all that the device computes: from the uint8 frame in memory
-to features (``half_ms``), and from there to the bytes of the message (``coding_ms``), and in learning
-the update (``learning_ms``). ``whole_ms`` adds the wait for the cloud's answer: one frame is under way at a time,
-and both processes share one machine's loopback, or a link that the device's proxy slows down.
-Bytes are those of the device's socket, all that is above TCP, without the greeting. F1 is that of
-foreground pixels over the fold, as in `experiments.tasks`; each frame counts before the update by
-it. The settings are found on frames of the training folds, and so is nothing on the fold that is
-tested.
+Definitions. ``device_ms`` of a frame is all that the device computes: from the uint8 frame in
+memory to features (``half_ms``), from there to the bytes of the message (``coding_ms``), and where
+it learns the update (``learning_ms``). ``whole_ms`` adds the wait for the cloud's answer: one frame
+is under way at a time, and both processes share a machine and its loopback, or a link that the
+device's proxy slows down. Bytes are those of the device's socket, all that is above TCP, without
+the greeting. F1 is that of foreground pixels over the fold, as in `experiments.tasks`; each frame
+counts before the update by it. All settings are found on frames of the training folds.
 
-Energy is an estimate: multiply-accumulates by operand at 45 nm (Horowitz), and bytes at the slopes of
-a Wi-Fi radio's power (Huang et al.). Memory, the gate, the quantizer and the coder are not in it.
+Energy is an estimate: multiply-accumulates by operand at 45 nm (Horowitz), and bytes at the slopes
+of a Wi-Fi radio's power (Huang et al.). What memory, the gate, the quantizer and the coder take is
+not in it, nor the cloud.
 
 References:
   Horowitz, *Computing's energy problem (and what we can do about it)*, ISSCC 2014, figure 1.1.9.
@@ -38,7 +38,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ import numpy as np
 from experiments import segmenter
 from experiments.errors import UserError
 from experiments.progress import Follow, unfollowed
-from experiments.thesis_setup import FOLDS, Preparation, Setup, prepared
+from experiments.thesis_setup import FOLDS, OFF, Config, prepared
 from tinyjax import collab
 
 __all__ = [
@@ -58,13 +58,10 @@ __all__ = [
     "UP_NJ",
     "Config",
     "Results",
-    "Setup",
     "energy",
     "run",
     "smoke",
 ]
-
-OFF = ("nothing", "pass", "int8", "sgq", "all")
 
 # Picojoules of a multiply-accumulate: int8 times int8 (0.2) into int32 (0.1), float32 (3.7 + 0.9).
 MAC_PJ = {"int8": 0.3, "float32": 4.6}
@@ -73,38 +70,6 @@ UP_NJ, DOWN_NJ = 283.17, 137.01
 
 _ROOT = Path(__file__).parents[1]
 _SECONDS = 600  # that a side may take
-
-
-@dataclass(frozen=True)
-class Config(Preparation):
-    """One run. Everything that a result depends on is here."""
-
-    off: str = "nothing"  # of `OFF`: which method is switched off
-    every: int = 0  # frames from one update of both halves to the next; 0 for never
-    key_every: int = 25  # frames from one that is computed whole and sent whole to the next
-    rate: float = 0.01  # learning rate of the updates
-    frames: int = 0  # of the fold, so many first ones; 0 for all
-    link: str = ""  # as 20Mbit/s,5ms; empty for the loopback as it is
-    cores: int = 0  # that the device's process is confined to; 0 for all
-    memory: int = 0  # MiB of address space that it is confined to; 0 for any
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.off not in OFF:
-            raise UserError(f"off={self.off!r} is no method: choose one of {', '.join(OFF)}")
-        for key in ("every", "frames", "cores", "memory"):
-            if (given := getattr(self, key)) < 0:
-                raise UserError(f"{key}={given} is too small: choose 0 or more")
-        if self.key_every < 1 or not 0 < self.rate < 1:
-            raise UserError(
-                f"key_every={self.key_every}, rate={self.rate}: choose 1 or more, and 0 to 1"
-            )
-
-    @property
-    def arm(self) -> str:
-        """What a grid of runs calls this one."""
-        mode = f"learn {self.every}" if self.every else "stream"
-        return f"{self.scene} {self.fold} {mode} without {self.off}"
 
 
 def _modes(**settings: Any) -> list[Config]:

@@ -45,7 +45,7 @@ def delta_ways(features: jax.ShapeDtypeStruct, every: int, contexts: Any = None)
         state, valid = receive(end.uplink, code)
         if not valid:
             raise ValueError(
-                f"a frame of {len(frame)} bytes is not the next one of this uplink: send a key frame"
+                f"a frame of {len(frame)} bytes is not the uplink's next one: send a key frame"
             )
         return decode(state.features), End(state, end.sent + 1)
 

@@ -1,8 +1,8 @@
 """One side of `experiments.thesis` in a process of its own.
 
-``python -m experiments.thesis_process cloud FOLDER`` or ``... device FOLDER PORT``. The folder
-holds ``job.json``, keys, and in the end ``cloud.json`` and ``device.json``. The cloud tells its port
-on standard output. A device confines itself before it touches an array, if the job says so.
+``python -m experiments.thesis_process cloud FOLDER`` or ``... device FOLDER ADDRESS``. The folder
+holds ``job.json``, keys, and in the end ``cloud.json`` and ``device.json``. The cloud tells its
+address on standard output. A device confines itself before it touches an array, if the job says so.
 """
 
 import json
@@ -11,9 +11,8 @@ import resource
 import sys
 from pathlib import Path
 
-from experiments import thesis
 from experiments.results import plain, write
-from experiments.thesis_setup import read
+from experiments.thesis_setup import Config, Setup, read
 from experiments.thesis_sides import Answering, Camera
 from tinyjax import collab
 
@@ -70,9 +69,9 @@ def _peak() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _job(folder: Path) -> tuple[thesis.Config, thesis.Setup, int]:
+def _job(folder: Path) -> tuple[Config, Setup, int]:
     job = json.loads((folder / "job.json").read_text())
-    config = thesis.Config(**job["config"])
+    config = Config(**job["config"])
     setup = read(config, Path(job["prepared"]))
     return config, setup, config.frames or len(setup.frames)
 

@@ -111,7 +111,8 @@ def _cells(key: Group, arms: dict[str, Row]) -> Iterator[list[str]]:
     mode = ", ".join(filter(None, [f"K = {every}" if every else "streaming", where]))
     base = arms.get("all")
     for off, row in arms.items():
-        over = lambda value, text: text.format(value) if base and off != "all" else ""
+        shown = base is not None and off != "all"
+        over = lambda value, text, shown=shown: text.format(value) if shown else ""
         yield [
             mode if scene == "highway" else f"{mode}, {scene}",
             _NAMES[off],

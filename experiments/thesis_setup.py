@@ -37,9 +37,21 @@ from tinyjax import (
     wire,
 )
 
-__all__ = ["FOLDS", "Preparation", "Setup", "in_int8", "lower", "prepared", "read", "upper"]
+__all__ = [
+    "FOLDS",
+    "OFF",
+    "Config",
+    "Preparation",
+    "Setup",
+    "in_int8",
+    "lower",
+    "prepared",
+    "read",
+    "upper",
+]
 
 FOLDS = 5
+OFF = ("nothing", "pass", "int8", "sgq", "all")
 
 _RUNS = 2  # of successive frames in a calibration, as in `tasks`
 _LEAST = 0.01  # tolerance of the inner limits where the gate alone has no error
@@ -84,6 +96,38 @@ class Preparation:
     def preparation(self) -> "Preparation":
         """This, without what a subclass adds."""
         return Preparation(**{each.name: getattr(self, each.name) for each in fields(Preparation)})
+
+
+@dataclass(frozen=True)
+class Config(Preparation):
+    """One run. Everything that a result depends on is here."""
+
+    off: str = "nothing"  # of `OFF`: which method is switched off
+    every: int = 0  # frames from one update of both halves to the next; 0 for never
+    key_every: int = 25  # frames from one that is computed whole and sent whole to the next
+    rate: float = 0.01  # learning rate of the updates
+    frames: int = 0  # of the fold, so many first ones; 0 for all
+    link: str = ""  # as 20Mbit/s,5ms; empty for the loopback as it is
+    cores: int = 0  # that the device's process is confined to; 0 for all
+    memory: int = 0  # MiB of address space that it is confined to; 0 for any
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.off not in OFF:
+            raise UserError(f"off={self.off!r} is no method: choose one of {', '.join(OFF)}")
+        for key in ("every", "frames", "cores", "memory"):
+            if (given := getattr(self, key)) < 0:
+                raise UserError(f"{key}={given} is too small: choose 0 or more")
+        if self.key_every < 1 or not 0 < self.rate < 1:
+            raise UserError(
+                f"key_every={self.key_every}, rate={self.rate}: choose 1 or more, and 0 to 1"
+            )
+
+    @property
+    def arm(self) -> str:
+        """What a grid of runs calls this one."""
+        mode = f"learn {self.every}" if self.every else "stream"
+        return f"{self.scene} {self.fold} {mode} without {self.off}"
 
 
 class Setup(NamedTuple):

@@ -8,6 +8,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -17,22 +18,13 @@ import optax
 
 from experiments import patchwork, segmenter, turns
 from experiments.thesis_link import delta_ways, restarted
-from experiments.thesis_setup import Preparation, Setup, in_int8, lower, upper
+from experiments.thesis_setup import Config, Setup, in_int8, lower, upper
 from tinyjax import collab, count_macs, frozen, int8_qat, pass_skip, rewrite, threshold
 
-__all__ = ["Answering", "Camera", "Frame", "Settings", "digest", "learns", "ways"]
+__all__ = ["Answering", "Camera", "Frame", "digest", "learns", "ways"]
 
 Array = jax.Array
 Kind, Message = collab.Kind, collab.Message
-
-
-class Settings(Preparation):
-    """What both sides have to agree on: see `experiments.thesis.Config`."""
-
-    off: str
-    every: int
-    key_every: int
-    rate: float
 
 
 class Frame(NamedTuple):
@@ -48,26 +40,26 @@ class Frame(NamedTuple):
     macs: dict[str, int]  # multiply-accumulates by operand
 
 
-def digest(config: Settings) -> bytes:
+def digest(config: Config) -> bytes:
     """What a device shows of its settings."""
     return hashlib.sha256(repr(config).encode()).digest()
 
 
-def learns(config: Settings, index: int) -> bool:
+def learns(config: Config, index: int) -> bool:
     """Whether both halves are updated after the frame of this index, from 0."""
     return config.every > 0 and (index + 1) % config.every == 0
 
 
-def _uses(config: Settings, method: str) -> bool:
+def _uses(config: Config, method: str) -> bool:
     return config.off not in (method, "all")
 
 
-def _features(config: Settings, setup: Setup) -> jax.ShapeDtypeStruct:
+def _features(config: Config, setup: Setup) -> jax.ShapeDtypeStruct:
     frame = jax.ShapeDtypeStruct((1, *setup.background.shape[:2], 6), jnp.uint8)
     return jax.eval_shape(lower(config), setup.lower, frame)
 
 
-def ways(config: Settings, setup: Setup) -> collab.Ways:
+def ways(config: Config, setup: Setup) -> collab.Ways:
     """The link: SGQ's, or float32 as it is."""
     features = _features(config, setup)
     if _uses(config, "sgq"):
@@ -86,7 +78,7 @@ class Camera:
       setup: what was prepared.
     """
 
-    def __init__(self, config: Settings, setup: Setup) -> None:
+    def __init__(self, config: Config, setup: Setup) -> None:
         self._config, self._background = config, jnp.asarray(setup.background)
         self._ways, self._variables = ways(config, setup), setup.lower
         self._seen = jax.ShapeDtypeStruct((1, *setup.background.shape[:2], 6), jnp.uint8)
@@ -135,7 +127,7 @@ class Camera:
         state, end = self._begun(), self._ways.device
         for _ in range(2):  # a key frame and a difference
             state, x = self._step(state, self._variables, image)
-            frame, end = self._ways.up.encode(x, end, 0)
+            _, end = self._ways.up.encode(x, end, 0)
         if self._config.every:
             there = self._ways.up.decode(self._ways.up.encode(x, self._ways.device, 0)[0], end)[1]
             g, _ = self._ways.down.decode(self._ways.down.encode(x, there, 0)[0], there)
@@ -174,12 +166,13 @@ class Camera:
                 self._end = restarted(self._end)
         times.append(time.perf_counter())
         self._sequence += 1
-        ms = [1e3 * (b - a) for a, b in zip(times[:-1], times[1:], strict=True)]
-        spent = self._spent(active, learns(self._config, index))
-        return Frame(*ms, len(frame), len(answer.frame), *spent)
+        half, coding, waiting, learning = (1e3 * (b - a) for a, b in pairwise(times))
+        share, macs = self._spent(active, learns(self._config, index))
+        sizes = len(frame), len(answer.frame)
+        return Frame(half, coding, waiting, learning, *sizes, share, macs)
 
     def _input(self, state: Any, image: np.ndarray) -> Array:
-        """What the features are of: the effective input, which what was skipped has in the state."""
+        """What the features are of: where patches were skipped, the effective input."""
         if self._skipping is not None:
             return jnp.array(state.ref)  # a copy: the state is given away with the next frame
         return segmenter.beside(image, np.asarray(self._background))[None]
@@ -197,7 +190,7 @@ class Camera:
         return share, spent
 
 
-def _update(config: Settings, setup: Setup, apply: Any) -> Callable[..., Any]:
+def _update(config: Config, setup: Setup, apply: Any) -> Callable[..., Any]:
     """``(variables, x, g, seed) -> variables`` after a step by the gradient of the features.
 
     In int8 it is that of `int8_qat` with the scales of `int8_frozen`, whose integers are the same.
@@ -236,7 +229,7 @@ class Answering:
       done: set once the device has finished.
     """
 
-    def __init__(self, config: Settings, setup: Setup) -> None:
+    def __init__(self, config: Config, setup: Setup) -> None:
         self.devices = 1
         self._config, self._labels, self._variables = config, setup.labels, setup.upper
         self._ways = ways(config, setup)
