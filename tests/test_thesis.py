@@ -1,0 +1,260 @@
+"""The thesis end to end: both sides in one process, in two, what is refused, and the table."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import segmenter, thesis, thesis_report, thesis_setup
+from experiments.__main__ import main
+from experiments.errors import UserError
+from experiments.progress import unfollowed
+from experiments.thesis_link import delta_ways, restarted
+from experiments.thesis_sides import Answering, Camera, digest, learns
+from tests.moving import one_sentence
+from tinyjax import collab, count_macs, sgq_decode
+
+pytest.importorskip("grpc", reason="grpcio, of the extra collab, is not installed")
+pytest.importorskip("cryptography", reason="cryptography, of the extra collab, is not installed")
+pytestmark = pytest.mark.xdist_group("thesis")  # which share a preparation: one process for all
+
+SMOKE = thesis.smoke(thesis.CONFIGS["highway"])[0]
+LEARN = replace(SMOKE, every=3)
+Kind, Message = collab.Kind, collab.Message
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(scope="module")
+def setup(kept):
+    return thesis_setup.read(SMOKE, thesis_setup.prepared(SMOKE, kept, unfollowed))
+
+
+def watched(config, setup):
+    """All frames, without a network: what both sides have in the end."""
+    cloud, camera = Answering(config, setup), Camera(config, setup)
+    line = collab.within(cloud)()
+    camera.greet(line)
+    frames = [camera.watch(line, image) for image in setup.frames]
+    line.ask(Message(Kind.FINISH, sequence=len(frames) + 1))
+    assert cloud.done.is_set()
+    return camera, cloud, frames
+
+
+# --- the network in two parts --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_two_parts_of_the_segmenter_are_the_whole(rng, blocks):
+    x = rng.integers(0, 256, (1, 16, 24, 6)).astype(np.uint8)
+    whole = segmenter.Segmenter(8, blocks)
+    variables = whole.init(jax.random.key(1), x)
+    lower, upper = segmenter.halves(variables, blocks)
+    part = lambda name: segmenter.Segmenter(8, blocks, name)
+    features = part("lower").apply(lower, x, train=False)
+    found = part("upper").apply(upper, features, train=False)
+    np.testing.assert_array_equal(found, whole.apply(variables, x, train=False))
+    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    assert count(lower) + count(upper) == count(variables)
+    # Each part has what it would make itself, and no more.
+    made = part("upper").init(jax.random.key(1), features)
+    assert jax.tree.structure(made) == jax.tree.structure(upper)
+
+
+# --- the link ------------------------------------------------------------------------------------
+
+
+def test_both_ends_of_the_link_have_the_same_features_and_gradients(rng):
+    x = jnp.asarray(np.maximum(rng.normal(size=(1, 9, 7, 8)), 0), jnp.float32)
+    ways = delta_ways(jax.eval_shape(lambda: x), every=3)
+    device, cloud = ways.device, ways.cloud
+    sizes = []
+    for index in range(5):
+        x = x.at[0, index, index, 0].add(1.0)
+        frame, device = ways.up.encode(x, device, 0)
+        there, cloud = ways.up.decode(frame, cloud)
+        np.testing.assert_array_equal(there, sgq_decode(device.uplink.features).reshape(x.shape))
+        sizes.append(len(frame))
+    assert max(sizes[1], sizes[2], sizes[4]) < min(sizes[0], sizes[3])  # differences, key frames
+    g = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
+    frame, cloud = ways.down.encode(g, cloud, 7)
+    back, device = ways.down.decode(frame, device)
+    here, _ = ways.down.decode(frame, cloud)
+    np.testing.assert_array_equal(back, here)
+    mask = np.asarray(sgq_decode(device.uplink.features)).reshape(x.shape) != 0
+    assert not np.asarray(back)[~mask].any()
+    # The codec's error is at most 0.3 of what is sent, root mean square over roundings.
+    assert np.linalg.norm((back - g)[mask]) < 0.4 * np.linalg.norm(g[mask])
+
+
+def test_a_lost_frame_is_refused_and_a_key_frame_begins_anew(rng):
+    x = jnp.asarray(rng.normal(size=(1, 8, 8, 4)), jnp.float32)
+    ways = delta_ways(jax.eval_shape(lambda: x), every=100)
+    key, device = ways.up.encode(x, ways.device, 0)
+    _, cloud = ways.up.decode(key, ways.cloud)
+    _, device = ways.up.encode(x + 1, device, 0)  # lost
+    frame, device = ways.up.encode(x, device, 0)
+    with pytest.raises(ValueError, match="not the uplink's next one") as error:
+        ways.up.decode(frame, cloud)
+    one_sentence(error)
+    frame, device = ways.up.encode(x, restarted(device), 0)
+    there, _ = ways.up.decode(frame, cloud)
+    np.testing.assert_array_equal(there, sgq_decode(device.uplink.features).reshape(x.shape))
+
+
+# --- both sides ----------------------------------------------------------------------------------
+
+
+def test_a_device_and_a_cloud_learn_and_what_was_kept_is_begun_anew(setup):
+    camera, cloud, frames = watched(LEARN, setup)
+    updates = [index for index in range(len(frames)) if learns(LEARN, index)]
+    assert len(cloud.losses) == len(updates) == len(frames) // 3 > 1
+    assert [bool(frame.gradient_bytes) for frame in frames] == [
+        learns(LEARN, index) for index in range(len(frames))
+    ]
+    # Key frames come first, every fourth frame, and after an update; all is recomputed there.
+    since, keys = 0, []
+    for index in range(len(frames)):
+        keys += [index] if since % LEARN.key_every == 0 else []
+        since = 0 if learns(LEARN, index) else since + 1
+    others = [frame for index, frame in enumerate(frames) if index not in keys]
+    assert all(frames[index].active == 1 for index in keys)
+    assert np.mean([frame.active for frame in others]) < 0.9
+    moved = lambda new, old: any(
+        (np.asarray(a) != np.asarray(b)).any()
+        for a, b in zip(jax.tree.leaves(new["params"]), jax.tree.leaves(old["params"]), strict=True)
+    )
+    assert moved(camera._variables, setup.lower)
+    assert moved(cloud._variables, setup.upper)
+    # Statistics stay, and an update costs what its two products more do.
+    for new, old in ((camera._variables, setup.lower), (cloud._variables, setup.upper)):
+        same = lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+        jax.tree.map(same, new["batch_stats"], old["batch_stats"])
+    assert frames[2].macs["int8"] > 2 * frames[1].macs["int8"]
+
+
+def test_with_all_off_the_cloud_finds_what_the_whole_network_does(setup):
+    config = replace(SMOKE, off="all")
+    _, cloud, frames = watched(config, setup)
+    apply = segmenter.Segmenter(config.width, config.blocks).apply
+    with_lower = {kind: dict(tree) for kind, tree in setup.lower.items()}
+    first = 2 * config.blocks + 2
+    for kind, tree in setup.upper.items():
+        for name, values in tree.items():
+            module, _, number = name.rpartition("_")
+            with_lower[kind][f"{module}_{int(number) + first}"] = values
+    whole = jax.jit(lambda x: apply(with_lower, x, train=False))
+    x = segmenter.beside(np.asarray(setup.frames), np.asarray(setup.background))
+    found = np.stack([np.asarray(whole(each[None])[0] > 0) for each in x])
+    right = segmenter.counts(found, np.asarray(setup.labels))
+    # Halves are compiled alone, so a logit next to 0 may fall to the other side.
+    np.testing.assert_allclose(np.sum(cloud.counts, 0), [int(n) for n in right], atol=3)
+    dense = count_macs(lambda x: apply(with_lower, x, train=False), x[:1])
+    assert all(frame.macs.keys() == dense.keys() == {"float32"} for frame in frames)
+    assert all(0 < frame.macs["float32"] < dense["float32"] for frame in frames)
+    assert {frame.bytes for frame in frames} == {4 * 16 * 24 * 8}
+
+
+def test_a_cloud_takes_no_other_device_and_no_other_order(setup):
+    config = replace(SMOKE, off="all")
+    cloud = Answering(config, setup)
+    with pytest.raises(collab.Refused, match="other settings"):
+        cloud.hello(Message(Kind.HELLO, frame=digest(SMOKE)))
+    assert cloud.hello(Message(Kind.HELLO, frame=digest(config))).kind is Kind.HELLO
+    frame, step = bytes(4 * 16 * 24 * 8), lambda index: np.array([index], np.int32)
+    with pytest.raises(collab.Refused, match="step 2 came where 1 is next"):
+        cloud.answer(Message(Kind.STEP, sequence=2, labels=step(1), frame=frame))
+    with pytest.raises(collab.Refused, match="no label 3"):
+        cloud.answer(Message(Kind.STEP, sequence=1, labels=step(3), frame=frame))
+    with pytest.raises(collab.Refused, match="bytes where"):
+        cloud.answer(Message(Kind.STEP, sequence=1, labels=step(0), frame=frame[1:]))
+    assert cloud.answer(Message(Kind.STEP, sequence=1, labels=step(0), frame=frame)).frame == b""
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"off": "everything"}, "choose one of nothing, pass, int8, sgq, all"),
+        ({"every": -1}, "every=-1 is too small"),
+        ({"fold": 5}, "fold=5 is none"),
+        ({"key_every": 0}, "key_every=0"),
+        ({"patch": 12}, "patch=12 does not fit"),
+        ({"calibration": 1}, "calibration=1"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_in_one_sentence(settings, message):
+    with pytest.raises(UserError, match=message) as error:
+        thesis.Config(**settings)
+    one_sentence(error)
+
+
+# --- two processes -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(setup, kept, tmp_path):
+    _, cloud, frames = watched(LEARN, setup)
+    found = thesis.run(replace(LEARN, cores=1), tmp_path / "run", kept=kept)
+    assert found.counts == np.sum(cloud.counts, 0).tolist()
+    assert found.losses == cloud.losses
+    assert found.frame_bytes == [frame.bytes for frame in frames]
+    assert found.code < found.up < found.code + 300  # messages, HTTP/2 and TLS around the codec's
+    assert found.peak_bytes > 2**26
+
+
+@pytest.mark.slow
+def test_the_command_writes_a_record_for_each_run_and_the_table(kept, tmp_path):
+    out = tmp_path / "out"
+    command = ["thesis", "--smoke", "--out", str(out), "--checkpoints", str(kept)]
+    assert main(command) == 0
+    records = [json.loads(path.read_text()) for path in out.glob("*.json")]
+    assert len(records) == 2 * len(thesis.OFF)
+    table = (out / "table.md").read_text()
+    assert table == thesis_report.markdown(records)
+    assert table.count("\n") == 2 + len(records)
+    ours = next(r for r in records if r["config"]["off"] == "nothing" and not r["config"]["every"])
+    none = next(r for r in records if r["config"]["off"] == "all" and not r["config"]["every"])
+    assert ours["metrics"]["up"] < none["metrics"]["up"] / 12
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def record(off, fold, *, f1=(9, 1, 1), ms=2.0, up=10.0):
+    config = {"scene": "highway", "link": "", "cores": 0, "memory": 0, "every": 0}
+    config |= {"off": off, "fold": fold}
+    zero = dict.fromkeys(("half_ms", "coding_ms", "learning_ms", "down", "active"), 0.0)
+    metrics = {"counts": list(f1), "device_ms": ms, "whole_ms": 2 * ms, "up": up, **zero}
+    metrics |= {"macs": {"int8": 1e6}, "compute_mj": 1.0, "radio_mj": 2.0, "peak_bytes": 2**20}
+    return {"config": config, "metrics": metrics | {"frame_ms": [ms] * (fold + 1)}}
+
+
+def test_folds_are_put_together_by_pixels_and_frames():
+    records = [
+        record("all", 0, ms=6.0, up=100.0),
+        record("nothing", 0, f1=(8, 2, 2), ms=2.0),
+        record("nothing", 1, f1=(4, 0, 0), ms=4.0),
+        record("all", 1, f1=(5, 0, 0), ms=6.0, up=200.0),
+        record("nothing", 2, ms=100.0),  # a fold that the other arm has not run
+    ]
+    ((key, arms),) = thesis_report.rows(records).items()
+    assert key == ("highway", "", 0)
+    assert list(arms) == ["nothing", "all"]
+    assert arms["nothing"].f1 == pytest.approx(2 * 12 / (2 * 12 + 2 + 2))
+    assert arms["nothing"].device_ms == pytest.approx((2.0 + 2 * 4.0) / 3)
+    lines = thesis_report.markdown(records).splitlines()
+    assert len(lines) == 4
+    assert "| 1.80x |" in lines[2]
+    assert "| 17x |" in lines[2]
+
+
+def test_energy_is_linear_in_what_it_is_of():
+    compute, radio = thesis.energy({"int8": 2e9, "float32": 1e9}, 1000, 100)
+    assert compute == pytest.approx(0.6 + 4.6)
+    assert radio == pytest.approx(8e-6 * (283.17 * 1000 + 137.01 * 100))
