@@ -13,7 +13,7 @@ from pathlib import Path
 
 from experiments.results import plain, write
 from experiments.thesis_setup import Config, Setup, read
-from experiments.thesis_sides import Answering, Camera
+from experiments.thesis_sides import Answering, Camera, ways
 from tinyjax import collab
 
 __all__ = ["cloud", "confine", "device"]
@@ -22,7 +22,7 @@ __all__ = ["cloud", "confine", "device"]
 def cloud(folder: Path) -> None:
     """Answers until the device has finished."""
     config, setup, _ = _job(folder)
-    answering = Answering(config, setup)
+    answering = Answering(config, setup, ways(config, setup))
     shown = collab.read_credentials(folder / "keys", "cloud")
     with collab.serve(answering, credentials=shown) as server:
         print(server.address, flush=True)
@@ -35,7 +35,7 @@ def device(folder: Path, address: str) -> None:
     """Watches all frames, or as many as the job says, and finishes."""
     config, setup, count = _job(folder)
     confine(config.cores, config.memory)
-    camera = Camera(config, setup)
+    camera = Camera(config, setup, ways(config, setup))
     shown = collab.read_credentials(folder / "keys", "device-0")
     link = collab.parse_link(config.link) if config.link else None
     with collab.Dial(address, credentials=shown, link=link) as dial:

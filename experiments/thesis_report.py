@@ -1,4 +1,8 @@
-"""What a person looks at of `experiments.thesis`: a table, and the same as Markdown."""
+"""What a person looks at of `experiments.thesis`: two tables, and the same as Markdown.
+
+``python -m experiments.thesis_report`` writes those of ``experiments/results/thesis`` into
+``docs/thesis.md``.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,25 +12,43 @@ import numpy as np
 
 from experiments import segmenter
 from experiments.extras import imported
-from experiments.results import Record
-from experiments.thesis import OFF
+from experiments.results import Record, read
+from experiments.thesis_setup import FOLDS, OFF
 
-__all__ = ["HEADINGS", "Row", "markdown", "rows", "table", "written"]
+__all__ = [
+    "COSTS",
+    "GAINS",
+    "PAGE",
+    "RESULTS",
+    "Row",
+    "markdown",
+    "page",
+    "rows",
+    "table",
+    "written",
+]
 
-HEADINGS = (
+GAINS = (
     "mode",
     "on",
     "F1",
     "to all off",
+    "half, frames/s",
+    "to all off",
     "device, frames/s",
     "to all off",
-    "half, ms",
-    "coding, ms",
-    "learning, ms",
     "whole, frames/s",
     "bytes up a frame",
     "fewer",
     "bytes down",
+)
+COSTS = (
+    "mode",
+    "on",
+    "half",
+    "coding",
+    "learning",
+    "cloud",
     "recomputed",
     "int8 MACs",
     "float32 MACs",
@@ -34,6 +56,11 @@ HEADINGS = (
     "radio",
     "resident",
 )
+_ROOT = Path(__file__).parents[1]
+PAGE, RESULTS = _ROOT / "docs" / "thesis.md", _ROOT / "experiments" / "results" / "thesis"
+
+_MARKS = ("<!-- tables -->", "<!-- end of tables -->")
+_SPEED, _BYTES, _POINTS = 3, 12, 1.5  # what was asked for
 _NAMES = {
     "nothing": "all three",
     "pass": "no PASS",
@@ -55,6 +82,7 @@ class Row(NamedTuple):
     coding_ms: float
     learning_ms: float
     whole_ms: float
+    cloud_ms: float
     up: float
     down: float
     active: float
@@ -106,27 +134,31 @@ def _row(off: str, runs: Sequence[Record]) -> Row:
     )
 
 
-def _cells(key: Group, arms: dict[str, Row]) -> Iterator[list[str]]:
-    scene, where, every = key
-    mode = ", ".join(filter(None, [f"K = {every}" if every else "streaming", where]))
+def _gains(arms: dict[str, Row]) -> Iterator[list[str]]:
+    """Of each arm: score, speed and traffic, and against all off, if that is there."""
     base = arms.get("all")
     for off, row in arms.items():
-        shown = base is not None and off != "all"
-        over = lambda value, text, shown=shown: text.format(value) if shown else ""
+        against = base if off != "all" else None
+        times = lambda a, b, digits: f"{a / b:.{digits}f}x"
         yield [
-            mode if scene == "highway" else f"{mode}, {scene}",
-            _NAMES[off],
             f"{100 * row.f1:.2f} %",
-            over(100 * (row.f1 - base.f1) if base else 0, "{:+.2f}"),
+            f"{100 * (row.f1 - against.f1):+.2f}" if against else "",
+            f"{1e3 / row.half_ms:.0f}",
+            times(against.half_ms, row.half_ms, 2) if against else "",
             f"{1e3 / row.device_ms:.0f}",
-            over(base.device_ms / row.device_ms if base else 0, "{:.2f}x"),
-            f"{row.half_ms:.1f}",
-            f"{row.coding_ms:.1f}",
-            f"{row.learning_ms:.1f}",
-            f"{1e3 / row.whole_ms:.1f}",
+            times(against.device_ms, row.device_ms, 2) if against else "",
+            f"{1e3 / row.whole_ms:.0f}",
             f"{row.up:,.0f}",
-            over(base.up / row.up if base else 0, "{:.0f}x"),
+            times(against.up, row.up, 0) if against else "",
             f"{row.down:,.0f}",
+        ]
+
+
+def _costs(arms: dict[str, Row]) -> Iterator[list[str]]:
+    """Of each arm, what a frame costs."""
+    for row in arms.values():
+        yield [
+            *(f"{ms:.1f} ms" for ms in (row.half_ms, row.coding_ms, row.learning_ms, row.cloud_ms)),
             f"{100 * row.active:.0f} %",
             f"{1e-6 * row.int8_macs:.0f} M",
             f"{1e-6 * row.float_macs:.0f} M",
@@ -136,26 +168,86 @@ def _cells(key: Group, arms: dict[str, Row]) -> Iterator[list[str]]:
         ]
 
 
-def _lines(records: Sequence[Record]) -> list[list[str]]:
-    return [cells for key, arms in sorted(rows(records).items()) for cells in _cells(key, arms)]
+def _lines(records: Sequence[Record], cells: Any) -> list[list[str]]:
+    """Lines of a table, each with its mode and what is on."""
+    lines = []
+    for (scene, where, every), arms in sorted(rows(records).items()):
+        mode = ", ".join(filter(None, [f"K = {every}" if every else "streaming", where]))
+        mode = mode if scene == "highway" else f"{mode}, {scene}"
+        for off, line in zip(arms, cells(arms), strict=True):
+            lines.append([mode, _NAMES[off], *line])
+    return lines
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """The table in Markdown."""
-    lines = [HEADINGS, ["---"] * len(HEADINGS), *_lines(records)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    """Both tables in Markdown, and where they were measured."""
+    tables = []
+    for headings, cells in ((GAINS, _gains), (COSTS, _costs)):
+        lines = [headings, ["---"] * len(headings), *_lines(records, cells)]
+        tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+    return "\n".join([*tables, *_verdict(records), _circumstances(records)])
 
 
-def written(records: Sequence[Record], out: Path) -> None:
-    """Writes ``table.md`` into a folder."""
+def _verdict(records: Sequence[Record]) -> Iterator[str]:
+    """What was asked of streaming, and what it came to."""
+    for (scene, where, every), arms in sorted(rows(records).items()):
+        if every or not {"nothing", "all"} <= set(arms):
+            continue
+        ours, none = arms["nothing"], arms["all"]
+        half, device = none.half_ms / ours.half_ms, none.device_ms / ours.device_ms
+        yield (
+            f"Asked of streaming with all three, against all off, on {scene}"
+            f"{', ' * bool(where)}{where}: {_SPEED}x the frames/s of the device's half (here "
+            f"{half:.2f}x, and with coding {device:.2f}x), {_BYTES}x fewer bytes a frame "
+            f"({none.up / ours.up:.0f}x), F1 within {_POINTS} points "
+            f"({100 * (ours.f1 - none.f1):+.2f}).\n"
+        )
+
+
+def _circumstances(records: Sequence[Record]) -> str:
+    folds = sorted({r["config"]["fold"] for r in records})
+    where = [r["environment"] for r in records]
+    loads = sorted(each["load_average"][0] for each in where if each["load_average"])
+    machines = sorted(
+        {f"{each['cpu']}, {each['cores']} cores, jax {each['jax']}" for each in where}
+    )
+    busy = f"{loads[0]:.1f} to {loads[-1]:.1f}" if loads else "not known"
+    few = "fold" if len(folds) == 1 else "folds"
+    return (
+        f"{few.capitalize()} {', '.join(map(str, folds))} of {FOLDS}; {'; '.join(machines)}; load "
+        f"average of a minute after each run, both of its processes included: {busy}.\n"
+    )
+
+
+def page(text: str, records: Sequence[Record]) -> str:
+    """A page's text with the tables of these records between its two marks.
+
+    Raises:
+      ValueError: if the marks are not there, once each.
+    """
+    before, mark, rest = text.partition(_MARKS[0])
+    _, end, after = rest.partition(_MARKS[1])
+    if not mark or not end:
+        raise ValueError(f"there is no place for tables: put {' and '.join(_MARKS)} into the page")
+    return f"{before}{mark}\n\n{markdown(records)}\n{end}{after}"
+
+
+def written(out: Path) -> list[Record]:
+    """Writes ``table.md`` of all records in a folder; returns them."""
+    records = [read(path) for path in sorted(out.glob("*.json"))]
     (out / "table.md").write_text(markdown(records), encoding="utf-8")
+    return records
 
 
 def table(records: Sequence[Record], out: Path) -> Any:
-    """The table for a terminal."""
+    """The first table for a terminal."""
     shown = imported("rich.table").Table(title=f"thesis ({out})", title_justify="left")
-    for heading in HEADINGS:
+    for heading in GAINS:
         shown.add_column(heading)
-    for line in _lines(records):
+    for line in _lines(records, _gains):
         shown.add_row(*line)
     return shown
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text(), written(RESULTS)))

@@ -76,11 +76,12 @@ class Camera:
     Args:
       config: of the run.
       setup: what was prepared.
+      link: of `ways`.
     """
 
-    def __init__(self, config: Config, setup: Setup) -> None:
+    def __init__(self, config: Config, setup: Setup, link: collab.Ways) -> None:
         self._config, self._background = config, jnp.asarray(setup.background)
-        self._ways, self._variables = ways(config, setup), setup.lower
+        self._ways, self._variables = link, setup.lower
         self._seen = jax.ShapeDtypeStruct((1, *setup.background.shape[:2], 6), jnp.uint8)
         apply = lower(config)
         infer = in_int8(apply, setup.table) if _uses(config, "int8") else apply
@@ -155,7 +156,6 @@ class Camera:
         labels = np.array([index], np.int32)
         answer = line.ask(Message(Kind.STEP, sequence=index + 1, labels=labels, frame=frame))
         times.append(time.perf_counter())
-        active = [np.asarray(cells) for cells in self._state.active] if self._skipping else None
         if learns(self._config, index):
             g, self._end = self._ways.down.decode(answer.frame, self._end)
             seen = self._input(self._state, image)
@@ -165,6 +165,7 @@ class Camera:
             if _uses(self._config, "sgq"):  # all features move
                 self._end = restarted(self._end)
         times.append(time.perf_counter())
+        active = [np.asarray(cells) for cells in self._state.active] if self._skipping else None
         self._sequence += 1
         half, coding, waiting, learning = (1e3 * (b - a) for a, b in pairwise(times))
         share, macs = self._spent(active, learns(self._config, index))
@@ -222,6 +223,11 @@ class Answering:
     It answers features with the share of pixels that are foreground, and where both halves learn,
     with a gradient too. One device, one line: a message out of order is refused.
 
+    Args:
+      config: of the run.
+      setup: what was prepared.
+      link: of `ways`.
+
     Attributes:
       counts: of each frame, hits, false and missed pixels, before any update by that frame.
       losses: of each update.
@@ -229,10 +235,10 @@ class Answering:
       done: set once the device has finished.
     """
 
-    def __init__(self, config: Config, setup: Setup) -> None:
+    def __init__(self, config: Config, setup: Setup, link: collab.Ways) -> None:
         self.devices = 1
         self._config, self._labels, self._variables = config, setup.labels, setup.upper
-        self._ways = ways(config, setup)
+        self._ways = link
         self.largest = 8 * self._ways.features.size + 64 * 1024
         self._end, self._next = self._ways.cloud, 1
         self.counts: list[list[int]] = []

@@ -2,18 +2,19 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import segmenter, thesis, thesis_report, thesis_setup
+from experiments import results, segmenter, thesis, thesis_report, thesis_setup
 from experiments.__main__ import main
 from experiments.errors import UserError
 from experiments.progress import unfollowed
 from experiments.thesis_link import delta_ways, restarted
-from experiments.thesis_sides import Answering, Camera, digest, learns
+from experiments.thesis_sides import Answering, Camera, digest, learns, ways
 from tests.moving import one_sentence
 from tinyjax import collab, count_macs, sgq_decode
 
@@ -38,7 +39,8 @@ def setup(kept):
 
 def watched(config, setup):
     """All frames, without a network: what both sides have in the end."""
-    cloud, camera = Answering(config, setup), Camera(config, setup)
+    link = ways(config, setup)
+    cloud, camera = Answering(config, setup, link), Camera(config, setup, link)
     line = collab.within(cloud)()
     camera.greet(line)
     frames = [camera.watch(line, image) for image in setup.frames]
@@ -53,26 +55,36 @@ def watched(config, setup):
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_two_parts_of_the_segmenter_are_the_whole(rng, blocks):
     x = rng.integers(0, 256, (1, 16, 24, 6)).astype(np.uint8)
-    whole = segmenter.Segmenter(8, blocks)
-    variables = whole.init(jax.random.key(1), x)
-    lower, upper = segmenter.halves(variables, blocks)
-    part = lambda name: segmenter.Segmenter(8, blocks, name)
-    features = part("lower").apply(lower, x, train=False)
-    found = part("upper").apply(upper, features, train=False)
-    np.testing.assert_array_equal(found, whole.apply(variables, x, train=False))
-    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
-    assert count(lower) + count(upper) == count(variables)
-    # Each part has what it would make itself, and no more.
-    made = part("upper").init(jax.random.key(1), features)
-    assert jax.tree.structure(made) == jax.tree.structure(upper)
+    whole, part = segmenter.Segmenter(8, blocks), partial(segmenter.Segmenter, 8, blocks)
+
+    @jax.jit
+    def both(x):
+        variables = whole.init(jax.random.key(1, impl="rbg"), x)
+        lower, upper = segmenter.halves(variables, blocks)
+        features = part("lower").apply(lower, x, train=False)
+        found = part("upper").apply(upper, features, train=False)
+        return found, whole.apply(variables, x, train=False), lower, upper, features
+
+    found, want, lower, upper, features = both(x)
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)  # in one program, or another
+    for name, has, seen in (("lower", lower, x), ("upper", upper, features)):
+        # Each part has what it would make itself, and no more.
+        made = jax.eval_shape(part(name).init, jax.random.key(1), seen)
+        shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
+        assert shapes(made) == shapes(has)
 
 
 # --- the link ------------------------------------------------------------------------------------
 
 
-def test_both_ends_of_the_link_have_the_same_features_and_gradients(rng):
+@pytest.fixture(scope="module")
+def ways_of_video():
+    return delta_ways(jax.ShapeDtypeStruct((1, 9, 7, 8), jnp.float32), every=3)
+
+
+def test_both_ends_of_the_link_have_the_same_features_and_gradients(rng, ways_of_video):
     x = jnp.asarray(np.maximum(rng.normal(size=(1, 9, 7, 8)), 0), jnp.float32)
-    ways = delta_ways(jax.eval_shape(lambda: x), every=3)
+    ways = ways_of_video
     device, cloud = ways.device, ways.cloud
     sizes = []
     for index in range(5):
@@ -93,9 +105,9 @@ def test_both_ends_of_the_link_have_the_same_features_and_gradients(rng):
     assert np.linalg.norm((back - g)[mask]) < 0.4 * np.linalg.norm(g[mask])
 
 
-def test_a_lost_frame_is_refused_and_a_key_frame_begins_anew(rng):
-    x = jnp.asarray(rng.normal(size=(1, 8, 8, 4)), jnp.float32)
-    ways = delta_ways(jax.eval_shape(lambda: x), every=100)
+def test_a_lost_frame_is_refused_and_a_key_frame_begins_anew(rng, ways_of_video):
+    x = jnp.asarray(rng.normal(size=(1, 9, 7, 8)), jnp.float32)
+    ways = ways_of_video
     key, device = ways.up.encode(x, ways.device, 0)
     _, cloud = ways.up.decode(key, ways.cloud)
     _, device = ways.up.encode(x + 1, device, 0)  # lost
@@ -163,7 +175,7 @@ def test_with_all_off_the_cloud_finds_what_the_whole_network_does(setup):
 
 def test_a_cloud_takes_no_other_device_and_no_other_order(setup):
     config = replace(SMOKE, off="all")
-    cloud = Answering(config, setup)
+    cloud = Answering(config, setup, ways(config, setup))
     with pytest.raises(collab.Refused, match="other settings"):
         cloud.hello(Message(Kind.HELLO, frame=digest(SMOKE)))
     assert cloud.hello(Message(Kind.HELLO, frame=digest(config))).kind is Kind.HELLO
@@ -217,7 +229,8 @@ def test_the_command_writes_a_record_for_each_run_and_the_table(kept, tmp_path):
     assert len(records) == 2 * len(thesis.OFF)
     table = (out / "table.md").read_text()
     assert table == thesis_report.markdown(records)
-    assert table.count("\n") == 2 + len(records)
+    assert table.count("| all off |") == 4  # two modes in two tables
+    assert table.count("| streaming, squares |") == 10
     ours = next(r for r in records if r["config"]["off"] == "nothing" and not r["config"]["every"])
     none = next(r for r in records if r["config"]["off"] == "all" and not r["config"]["every"])
     assert ours["metrics"]["up"] < none["metrics"]["up"] / 12
@@ -229,10 +242,19 @@ def test_the_command_writes_a_record_for_each_run_and_the_table(kept, tmp_path):
 def record(off, fold, *, f1=(9, 1, 1), ms=2.0, up=10.0):
     config = {"scene": "highway", "link": "", "cores": 0, "memory": 0, "every": 0}
     config |= {"off": off, "fold": fold}
-    zero = dict.fromkeys(("half_ms", "coding_ms", "learning_ms", "down", "active"), 0.0)
-    metrics = {"counts": list(f1), "device_ms": ms, "whole_ms": 2 * ms, "up": up, **zero}
+    zero = dict.fromkeys(("coding_ms", "learning_ms", "cloud_ms", "down", "active"), 0.0)
+    metrics = {
+        "counts": list(f1),
+        "device_ms": ms,
+        "whole_ms": 2 * ms,
+        "half_ms": ms,
+        "up": up,
+        **zero,
+    }
     metrics |= {"macs": {"int8": 1e6}, "compute_mj": 1.0, "radio_mj": 2.0, "peak_bytes": 2**20}
-    return {"config": config, "metrics": metrics | {"frame_ms": [ms] * (fold + 1)}}
+    where = {"cpu": "some", "cores": 2, "jax": "1", "load_average": [1.5]}
+    metrics["frame_ms"] = [ms] * (fold + 1)
+    return {"config": config, "metrics": metrics, "environment": where}
 
 
 def test_folds_are_put_together_by_pixels_and_frames():
@@ -249,9 +271,22 @@ def test_folds_are_put_together_by_pixels_and_frames():
     assert arms["nothing"].f1 == pytest.approx(2 * 12 / (2 * 12 + 2 + 2))
     assert arms["nothing"].device_ms == pytest.approx((2.0 + 2 * 4.0) / 3)
     lines = thesis_report.markdown(records).splitlines()
-    assert len(lines) == 4
     assert "| 1.80x |" in lines[2]
     assert "| 17x |" in lines[2]
+    assert "| all off |" in lines[3]
+    assert "Folds 0, 1, 2 of 5; some, 2 cores, jax 1; load" in lines[-1]
+    text = f"a\n{thesis_report._MARKS[0]}\nold\n{thesis_report._MARKS[1]}\nb"
+    assert "old" not in thesis_report.page(text, records)
+    with pytest.raises(ValueError, match="no place for tables"):
+        thesis_report.page("a", records)
+
+
+def test_the_page_has_the_tables_of_the_records():
+    records = [results.read(path) for path in sorted(thesis_report.RESULTS.glob("*.json"))]
+    text = thesis_report.PAGE.read_text()
+    assert records
+    assert text == thesis_report.page(text, records), "python -m experiments.thesis_report"
+    assert (thesis_report.RESULTS / "table.md").read_text() == thesis_report.markdown(records)
 
 
 def test_energy_is_linear_in_what_it_is_of():
