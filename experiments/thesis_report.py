@@ -1,29 +1,31 @@
 """What a person looks at of `experiments.thesis`: two tables, and the same as Markdown.
 
 ``python -m experiments.thesis_report`` writes those of ``experiments/results/thesis`` into
-``docs/thesis.md``.
+``docs/thesis.md``; with ``--check`` it says whether they are there.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import segmenter
+from experiments import pages, segmenter
 from experiments.extras import imported
 from experiments.results import Record, read
 from experiments.thesis_setup import FOLDS, OFF
 
 __all__ = [
+    "COMMAND",
     "COSTS",
     "GAINS",
     "PAGE",
     "RESULTS",
     "Row",
-    "markdown",
-    "page",
+    "parts",
     "rows",
+    "stale",
     "table",
     "written",
 ]
@@ -56,10 +58,10 @@ COSTS = (
     "radio",
     "resident",
 )
-_ROOT = Path(__file__).parents[1]
-PAGE, RESULTS = _ROOT / "docs" / "thesis.md", _ROOT / "experiments" / "results" / "thesis"
+COMMAND = "python -m experiments.thesis_report"
+PAGE = pages.ROOT / "docs" / "thesis.md"
+RESULTS = pages.ROOT / "experiments" / "results" / "thesis"
 
-_MARKS = ("<!-- tables -->", "<!-- end of tables -->")
 _SPEED, _BYTES, _POINTS = 3, 12, 1.5  # what was asked for
 _NAMES = {
     "nothing": "all three",
@@ -179,13 +181,14 @@ def _lines(records: Sequence[Record], cells: Any) -> list[list[str]]:
     return lines
 
 
-def markdown(records: Sequence[Record]) -> str:
-    """Both tables in Markdown, and where they were measured."""
-    tables = []
-    for headings, cells in ((GAINS, _gains), (COSTS, _costs)):
-        lines = [headings, ["---"] * len(headings), *_lines(records, cells)]
-        tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
-    return "\n".join([*tables, *_verdict(records), _circumstances(records)])
+def parts(records: Sequence[Record]) -> dict[str, str]:
+    """What the page has of these records, in Markdown, by name."""
+    return {
+        "gains": pages.table(GAINS, _lines(records, _gains)),
+        "costs": pages.table(COSTS, _lines(records, _costs)),
+        "asked": "\n\n".join(_verdict(records)),
+        "where": _circumstances(records),
+    }
 
 
 def _verdict(records: Sequence[Record]) -> Iterator[str]:
@@ -195,12 +198,12 @@ def _verdict(records: Sequence[Record]) -> Iterator[str]:
             continue
         ours, none = arms["nothing"], arms["all"]
         half, device = none.half_ms / ours.half_ms, none.device_ms / ours.device_ms
-        yield (
+        yield pages.paragraph(
             f"Asked of streaming with all three, against all off, on {scene}"
             f"{', ' * bool(where)}{where}: {_SPEED}x the frames/s of the device's half (here "
             f"{half:.2f}x, and with coding {device:.2f}x), {_BYTES}x fewer bytes a frame "
             f"({none.up / ours.up:.0f}x), F1 within {_POINTS} points "
-            f"({100 * (ours.f1 - none.f1):+.2f}).\n"
+            f"({100 * (ours.f1 - none.f1):+.2f})."
         )
 
 
@@ -213,29 +216,25 @@ def _circumstances(records: Sequence[Record]) -> str:
     )
     busy = f"{loads[0]:.1f} to {loads[-1]:.1f}" if loads else "not known"
     few = "fold" if len(folds) == 1 else "folds"
-    return (
+    return pages.paragraph(
         f"{few.capitalize()} {', '.join(map(str, folds))} of {FOLDS}; {'; '.join(machines)}; load "
-        f"average of a minute after each run, both of its processes included: {busy}.\n"
+        f"average of a minute after each run, both of its processes included: {busy}."
     )
 
 
-def page(text: str, records: Sequence[Record]) -> str:
-    """A page's text with the tables of these records between its two marks.
+def stale(check: bool) -> list[Path]:
+    """Writes the tables of the committed records into the page; the files that were stale."""
+    return pages.updated({PAGE: parts(_read(RESULTS))}, COMMAND, check=check)
 
-    Raises:
-      ValueError: if the marks are not there, once each.
-    """
-    before, mark, rest = text.partition(_MARKS[0])
-    _, end, after = rest.partition(_MARKS[1])
-    if not mark or not end:
-        raise ValueError(f"there is no place for tables: put {' and '.join(_MARKS)} into the page")
-    return f"{before}{mark}\n\n{markdown(records)}\n{end}{after}"
+
+def _read(folder: Path) -> list[Record]:
+    return [read(path) for path in sorted(folder.glob("*.json"))]
 
 
 def written(out: Path) -> list[Record]:
     """Writes ``table.md`` of all records in a folder; returns them."""
-    records = [read(path) for path in sorted(out.glob("*.json"))]
-    (out / "table.md").write_text(markdown(records), encoding="utf-8")
+    records = _read(out)
+    (out / "table.md").write_text("\n\n".join(parts(records).values()) + "\n", encoding="utf-8")
     return records
 
 
@@ -250,4 +249,4 @@ def table(records: Sequence[Record], out: Path) -> Any:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text(), written(RESULTS)))
+    sys.exit(pages.main(stale, COMMAND, __doc__ or "", sys.argv[1:]))

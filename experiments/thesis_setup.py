@@ -25,6 +25,7 @@ from experiments.errors import UserError
 from experiments.measure import compared, relative
 from experiments.progress import Follow
 from experiments.results import digest
+from experiments.task_kinds import kind
 from tinyjax import (
     calibrate,
     entropy,
@@ -50,7 +51,7 @@ __all__ = [
     "upper",
 ]
 
-FOLDS = 5
+FOLDS = kind("highway").folds
 OFF = ("nothing", "pass", "int8", "sgq", "all")
 
 _RUNS = 2  # of successive frames in a calibration, as in `tasks`
@@ -59,25 +60,18 @@ _CODED = 8  # training frames that contexts are fitted to
 
 
 @dataclass(frozen=True)
-class Preparation:
+class Preparation(folds.Training):
     """All that the folder depends on."""
 
-    scene: str = "highway"  # of `data.scenes`
-    fold: int = 0  # which fifth of the frames is tested
-    width: int = 64  # of the network: `segmenter.Segmenter`
-    blocks: int = 1
-    epochs: int = 2
-    batch: int = 4
-    crop: int = 128  # side of the parts that are trained on
-    learning_rate: float = 0.05
     patch: int = 8  # side of a patch in pixels
     points: float = 0.25  # of F1 that the level of the gate may cost on training frames
     widen: float = 1.1  # tolerance of the inner limits, over the error of that level
     tries: int = 4  # limits tried per tensor
     calibration: int = 60  # training frames that levels and limits are found on
-    seed: int = 0
 
     def __post_init__(self) -> None:
+        if kind(self.scene).stride != 1:
+            raise UserError(f"scene={self.scene!r} has no label for every pixel: choose highway")
         if not 0 <= self.fold < FOLDS:
             raise UserError(f"fold={self.fold} is none: choose one from 0 to {FOLDS - 1}")
         for key in ("patch", "crop", "width"):
@@ -147,12 +141,16 @@ class Setup(NamedTuple):
 
 def lower(config: Preparation) -> Any:
     """``apply(variables, frame) -> features`` of the device's half, in float32."""
-    return partial(segmenter.Segmenter(config.width, config.blocks, "lower").apply, train=False)
+    return partial(
+        segmenter.Segmenter(config.width, config.blocks, part="lower").apply, train=False
+    )
 
 
 def upper(config: Preparation) -> Any:
     """``apply(variables, features) -> logits`` of the cloud's half."""
-    return partial(segmenter.Segmenter(config.width, config.blocks, "upper").apply, train=False)
+    return partial(
+        segmenter.Segmenter(config.width, config.blocks, part="upper").apply, train=False
+    )
 
 
 def in_int8(apply: Any, table: dict[str, float]) -> Any:
@@ -176,12 +174,13 @@ def prepared(config: Preparation, kept: Path, follow: Follow) -> Path:
     folder = kept / f"{only.scene}-{only.fold}-{digest(only)}"
     if (folder / "setting.json").exists():
         return folder
-    train, test = folds.split(scenes.load(only.scene), only.fold, FOLDS)
+    task = kind(only.scene)
+    train, test = task.split(scenes.load(only.scene), only.fold)
     background = segmenter.median(train.frames)
     model = segmenter.Segmenter(only.width, only.blocks)
     with follow(f"fold {only.fold}", folds.steps(only, len(train.frames))) as watch:
         training = folder / "training"
-        fitted = folds.trained(model, only, train, test, background, training, watch)
+        fitted = folds.trained(model, task, only, train, test, background, training, watch)
     variables = {"params": fitted.state.params, "batch_stats": fitted.state.batch_stats}
     with follow(f"calibrating {only.fold}", 1) as watch:
         setting, contexts = _calibrated(only, variables, train, background)
@@ -208,7 +207,7 @@ def read(config: Preparation, folder: Path) -> Setup:
 
 
 def _calibrated(
-    config: Preparation, variables: Any, train: scenes.Scene, background: np.ndarray
+    config: Preparation, variables: Any, train: Any, background: np.ndarray
 ) -> tuple[dict[str, Any], Any]:
     """What is found on training frames: the setting, and contexts."""
     chosen = levels.runs(len(train.frames), config.calibration, _RUNS)

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import results, segmenter, thesis, thesis_report, thesis_setup
+from experiments import segmenter, thesis, thesis_report, thesis_setup
 from experiments.__main__ import main
+from experiments.data import scenes
 from experiments.errors import UserError
 from experiments.progress import unfollowed
-from experiments.thesis_link import delta_ways, restarted
+from experiments.thesis_link import restarted
 from experiments.thesis_sides import Answering, Camera, digest, learns, ways
 from tests.moving import one_sentence
-from tinyjax import collab, count_macs, sgq_decode
+from tinyjax import calibrate, collab, count_macs, sgq_decode
 
 pytest.importorskip("grpc", reason="grpcio, of the extra collab, is not installed")
 pytest.importorskip("cryptography", reason="cryptography, of the extra collab, is not installed")
@@ -33,13 +34,27 @@ def kept(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def setup(kept):
-    return thesis_setup.read(SMOKE, thesis_setup.prepared(SMOKE, kept, unfollowed))
+def setup():
+    """As if prepared, with weights as they begin."""
+    scene = scenes.squares(10)
+    background = segmenter.median(scene.frames)
+    x = segmenter.beside(scene.frames, background)
+    whole = segmenter.Segmenter(SMOKE.width, SMOKE.blocks)
+    variables = jax.jit(whole.init)(jax.random.key(0, impl="rbg"), x[:1])
+    lower, upper = segmenter.halves(variables)
+    table = calibrate(thesis_setup.lower(SMOKE), lower, [(x[:4],)])
+    limits: dict[str, list[float]] = {"int8": [], "float": []}  # all is one block
+    return thesis_setup.Setup(*scene, background, lower, upper, None, table, 24.0, 0.1, limits)
 
 
-def watched(config, setup):
+@pytest.fixture(scope="module")
+def link(setup):
+    """SGQ's, for the features of that; what it compiles is shared."""
+    return ways(SMOKE, setup)
+
+
+def watched(config, setup, link):
     """All frames, without a network: what both sides have in the end."""
-    link = ways(config, setup)
     cloud, camera = Answering(config, setup, link), Camera(config, setup, link)
     line = collab.within(cloud)()
     camera.greet(line)
@@ -55,21 +70,22 @@ def watched(config, setup):
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_two_parts_of_the_segmenter_are_the_whole(rng, blocks):
     x = rng.integers(0, 256, (1, 16, 24, 6)).astype(np.uint8)
-    whole, part = segmenter.Segmenter(8, blocks), partial(segmenter.Segmenter, 8, blocks)
+    part = partial(segmenter.Segmenter, 8, blocks)
+    whole = part()
 
     @jax.jit
     def both(x):
         variables = whole.init(jax.random.key(1, impl="rbg"), x)
         lower, upper = segmenter.halves(variables, blocks)
-        features = part("lower").apply(lower, x, train=False)
-        found = part("upper").apply(upper, features, train=False)
+        features = part(part="lower").apply(lower, x, train=False)
+        found = part(part="upper").apply(upper, features, train=False)
         return found, whole.apply(variables, x, train=False), lower, upper, features
 
     found, want, lower, upper, features = both(x)
     np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)  # in one program, or another
     for name, has, seen in (("lower", lower, x), ("upper", upper, features)):
         # Each part has what it would make itself, and no more.
-        made = jax.eval_shape(part(name).init, jax.random.key(1), seen)
+        made = jax.eval_shape(part(part=name).init, jax.random.key(1), seen)
         shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
         assert shapes(made) == shapes(has)
 
@@ -77,27 +93,21 @@ def test_two_parts_of_the_segmenter_are_the_whole(rng, blocks):
 # --- the link ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def ways_of_video():
-    return delta_ways(jax.ShapeDtypeStruct((1, 9, 7, 8), jnp.float32), every=3)
-
-
-def test_both_ends_of_the_link_have_the_same_features_and_gradients(rng, ways_of_video):
-    x = jnp.asarray(np.maximum(rng.normal(size=(1, 9, 7, 8)), 0), jnp.float32)
-    ways = ways_of_video
-    device, cloud = ways.device, ways.cloud
+def test_both_ends_of_the_link_have_the_same_features_and_gradients(rng, link):
+    x = jnp.asarray(np.maximum(rng.normal(size=link.features.shape), 0), jnp.float32)
+    device, cloud = link.device, link.cloud
     sizes = []
-    for index in range(5):
+    for index in range(6):
         x = x.at[0, index, index, 0].add(1.0)
-        frame, device = ways.up.encode(x, device, 0)
-        there, cloud = ways.up.decode(frame, cloud)
+        frame, device = link.up.encode(x, device, 0)
+        there, cloud = link.up.decode(frame, cloud)
         np.testing.assert_array_equal(there, sgq_decode(device.uplink.features).reshape(x.shape))
         sizes.append(len(frame))
-    assert max(sizes[1], sizes[2], sizes[4]) < min(sizes[0], sizes[3])  # differences, key frames
+    assert max(*sizes[1:4], sizes[5]) < min(sizes[0], sizes[4])  # differences, key frames
     g = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
-    frame, cloud = ways.down.encode(g, cloud, 7)
-    back, device = ways.down.decode(frame, device)
-    here, _ = ways.down.decode(frame, cloud)
+    frame, cloud = link.down.encode(g, cloud, 7)
+    back, device = link.down.decode(frame, device)
+    here, _ = link.down.decode(frame, cloud)
     np.testing.assert_array_equal(back, here)
     mask = np.asarray(sgq_decode(device.uplink.features)).reshape(x.shape) != 0
     assert not np.asarray(back)[~mask].any()
@@ -105,26 +115,25 @@ def test_both_ends_of_the_link_have_the_same_features_and_gradients(rng, ways_of
     assert np.linalg.norm((back - g)[mask]) < 0.4 * np.linalg.norm(g[mask])
 
 
-def test_a_lost_frame_is_refused_and_a_key_frame_begins_anew(rng, ways_of_video):
-    x = jnp.asarray(rng.normal(size=(1, 9, 7, 8)), jnp.float32)
-    ways = ways_of_video
-    key, device = ways.up.encode(x, ways.device, 0)
-    _, cloud = ways.up.decode(key, ways.cloud)
-    _, device = ways.up.encode(x + 1, device, 0)  # lost
-    frame, device = ways.up.encode(x, device, 0)
+def test_a_lost_frame_is_refused_and_a_key_frame_begins_anew(rng, link):
+    x = jnp.asarray(rng.normal(size=link.features.shape), jnp.float32)
+    key, device = link.up.encode(x, link.device, 0)
+    _, cloud = link.up.decode(key, link.cloud)
+    _, device = link.up.encode(x + 1, device, 0)  # lost
+    frame, device = link.up.encode(x, device, 0)
     with pytest.raises(ValueError, match="not the uplink's next one") as error:
-        ways.up.decode(frame, cloud)
+        link.up.decode(frame, cloud)
     one_sentence(error)
-    frame, device = ways.up.encode(x, restarted(device), 0)
-    there, _ = ways.up.decode(frame, cloud)
+    frame, device = link.up.encode(x, restarted(device), 0)
+    there, _ = link.up.decode(frame, cloud)
     np.testing.assert_array_equal(there, sgq_decode(device.uplink.features).reshape(x.shape))
 
 
 # --- both sides ----------------------------------------------------------------------------------
 
 
-def test_a_device_and_a_cloud_learn_and_what_was_kept_is_begun_anew(setup):
-    camera, cloud, frames = watched(LEARN, setup)
+def test_a_device_and_a_cloud_learn_and_what_was_kept_is_begun_anew(setup, link):
+    camera, cloud, frames = watched(LEARN, setup, link)
     updates = [index for index in range(len(frames)) if learns(LEARN, index)]
     assert len(cloud.losses) == len(updates) == len(frames) // 3 > 1
     assert [bool(frame.gradient_bytes) for frame in frames] == [
@@ -153,7 +162,7 @@ def test_a_device_and_a_cloud_learn_and_what_was_kept_is_begun_anew(setup):
 
 def test_with_all_off_the_cloud_finds_what_the_whole_network_does(setup):
     config = replace(SMOKE, off="all")
-    _, cloud, frames = watched(config, setup)
+    _, cloud, frames = watched(config, setup, ways(config, setup))
     apply = segmenter.Segmenter(config.width, config.blocks).apply
     with_lower = {kind: dict(tree) for kind, tree in setup.lower.items()}
     first = 2 * config.blocks + 2
@@ -210,8 +219,9 @@ def test_a_setting_out_of_range_is_refused_in_one_sentence(settings, message):
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_does(setup, kept, tmp_path):
-    _, cloud, frames = watched(LEARN, setup)
+def test_two_processes_find_what_one_does(kept, tmp_path):
+    setup = thesis_setup.read(SMOKE, thesis_setup.prepared(SMOKE, kept, unfollowed))
+    _, cloud, frames = watched(LEARN, setup, ways(LEARN, setup))
     found = thesis.run(replace(LEARN, cores=1), tmp_path / "run", kept=kept)
     assert found.counts == np.sum(cloud.counts, 0).tolist()
     assert found.losses == cloud.losses
@@ -228,7 +238,7 @@ def test_the_command_writes_a_record_for_each_run_and_the_table(kept, tmp_path):
     records = [json.loads(path.read_text()) for path in out.glob("*.json")]
     assert len(records) == 2 * len(thesis.OFF)
     table = (out / "table.md").read_text()
-    assert table == thesis_report.markdown(records)
+    assert table.startswith(thesis_report.parts(records)["gains"])
     assert table.count("| all off |") == 4  # two modes in two tables
     assert table.count("| streaming, squares |") == 10
     ours = next(r for r in records if r["config"]["off"] == "nothing" and not r["config"]["every"])
@@ -270,23 +280,17 @@ def test_folds_are_put_together_by_pixels_and_frames():
     assert list(arms) == ["nothing", "all"]
     assert arms["nothing"].f1 == pytest.approx(2 * 12 / (2 * 12 + 2 + 2))
     assert arms["nothing"].device_ms == pytest.approx((2.0 + 2 * 4.0) / 3)
-    lines = thesis_report.markdown(records).splitlines()
+    parts = thesis_report.parts(records)
+    lines = parts["gains"].splitlines()
     assert "| 1.80x |" in lines[2]
     assert "| 17x |" in lines[2]
     assert "| all off |" in lines[3]
-    assert "Folds 0, 1, 2 of 5; some, 2 cores, jax 1; load" in lines[-1]
-    text = f"a\n{thesis_report._MARKS[0]}\nold\n{thesis_report._MARKS[1]}\nb"
-    assert "old" not in thesis_report.page(text, records)
-    with pytest.raises(ValueError, match="no place for tables"):
-        thesis_report.page("a", records)
+    assert parts["where"].startswith("Folds 0, 1, 2 of 5; some, 2 cores, jax 1; load average")
+    assert "(here 1.80x, and with coding 1.80x)" in parts["asked"].replace("\n", " ")
 
 
 def test_the_page_has_the_tables_of_the_records():
-    records = [results.read(path) for path in sorted(thesis_report.RESULTS.glob("*.json"))]
-    text = thesis_report.PAGE.read_text()
-    assert records
-    assert text == thesis_report.page(text, records), "python -m experiments.thesis_report"
-    assert (thesis_report.RESULTS / "table.md").read_text() == thesis_report.markdown(records)
+    assert thesis_report.stale(check=True) == [], thesis_report.COMMAND
 
 
 def test_energy_is_linear_in_what_it_is_of():
