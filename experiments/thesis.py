@@ -188,8 +188,8 @@ def energy(macs: dict[str, float], up: float, down: float) -> tuple[float, float
       up: bytes sent.
       down: bytes received.
 
-    >>> energy({"int8": 1e9}, 1000, 0)
-    (0.3, 2.26536)
+    >>> [round(value, 3) for value in energy({"int8": 1e9}, 1000, 0)]
+    [0.3, 2.265]
     """
     compute = sum(MAC_PJ[kind] * count for kind, count in macs.items()) * 1e-9
     return compute, 8e-6 * (UP_NJ * up + DOWN_NJ * down)
