@@ -227,17 +227,23 @@ def test_pass_has_a_row_for_every_share(tmp_path, case):
 
 
 @SLOW
-def test_clips_have_a_row_for_every_gate_within_their_limits(tmp_path):
+def test_clips_have_a_row_for_every_gate_and_level(tmp_path):
     file = tmp_path / "clips.json"
     assert main(["clips", "--quick", "--case", "one_by_one_person", "--json", str(file)]) == 0
-    rows = {row["case"].split(", ")[1]: row for row in json.loads(file.read_text())["rows"]}
-    assert set(rows) == {"exact", "threshold", "root_mean_square"}
-    assert rows["exact"]["error"] <= 1e-6
-    assert rows["exact"]["level"] == 0
-    for row in rows.values():
+    exact, *others = json.loads(file.read_text())["rows"]
+    assert exact["case"] == "one_by_one_person, exact"
+    assert exact["error"] <= 1e-6
+    assert exact["within"] == 1
+    levels = {"threshold": [4, 8, 12, 16], "root_mean_square": [2, 3, 4, 5]}
+    for gate, wanted in levels.items():
+        rows = [row for row in others if row["case"].endswith(gate)]
+        assert [row["level"] for row in rows] == wanted
+        taken = [exact["taken"], *(row["taken"] for row in rows)]
+        assert taken == sorted(taken, reverse=True)
+    for row in others:
         assert 0 < row["recomputed"] <= 1
         assert row["of_predicted"] == row["speedup"] / row["predicted"]
-        assert rows["exact"]["taken"] >= row["taken"]
+        assert row["within"] == float(row["error"] <= 0.01 and row["error_95"] <= 0.02)
 
 
 @SLOW
