@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
         packages = ["rich.progress", "orbax.checkpoint", "matplotlib", "zstandard", "av"]
         for package in packages + ["motmetrics"] * (given.experiment == "tasks"):
             imported(package)  # told now rather than after minutes of training
-        command = shlex.join(["python", "-m", "experiments", *argv])
+        command = shlex.join(["python", "-m", "experiments", *map(_nearby, argv)])
         run = _demo if given.experiment == "demo" else _one
         (_grid if given.experiment in _GRIDS else run)(given, command)
     except (UserError, ImportError) as error:
@@ -122,6 +122,13 @@ def main(argv: Sequence[str]) -> int:
         )
         return 130
     return 0
+
+
+def _nearby(word: str) -> str:
+    """A path below the current folder from there on: a record names no folder of a machine."""
+    path = Path(word)
+    below = path.is_absolute() and path.is_relative_to(Path.cwd())
+    return str(path.relative_to(Path.cwd())) if below else word
 
 
 def _one(given: Arguments, command: str) -> None:

@@ -27,6 +27,15 @@ def test_every_page_has_the_figures_of_the_committed_runs(command, capsys):
     assert command(["--check"]) == 0, capsys.readouterr().out
 
 
+@pytest.mark.parametrize("folder", [RESULTS, "benchmarks/results"])
+def test_records_name_no_folder_of_a_machine(folder):
+    files = [file for file in (pages.ROOT / folder).rglob("*") if file.is_file()]
+    assert files
+    for file in files:
+        assert file.suffix in (".json", ".svg", ".html"), f"{file} is not a result"
+        assert not re.search(r'[ "=]/(\w+/)', file.read_text(encoding="utf-8")), file
+
+
 # Where figures are only between comments. Elsewhere, prose sums up the tables above it.
 @pytest.mark.parametrize(
     ("page", "part"),
